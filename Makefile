@@ -1,0 +1,69 @@
+# make demo   installs into .venv, trains both demo stages on the CPU, edits a clip
+# make test   all tests          make test-fast  unit tests, stops at the first failure
+# make lint   format, style, types, import directions, shell scripts          make format  rewrites
+# Python is $VIRTUAL_ENV's, else ./.venv's, which is made from $BASE_PYTHON.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv install install-dev demo test test-fast lint format
+
+BASE_PYTHON ?= python3
+VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
+BIN := $(VENV)/bin
+PYTHON := $(BIN)/python
+# With a GPU the ranges of pyproject.toml decide; without one, versions that are known to work together.
+CONSTRAINTS := $(if $(shell nvidia-smi -L 2>/dev/null),,-c constraints/cpu.txt)
+PIP_INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
+SOURCES := sama_mega kernels data tests setup.py
+SCRIPTS := .ci/run $(wildcard slurm/*.sh)
+
+# A stamp holds the clone that was installed: another clone in the same environment installs itself again.
+STAMP := $(VENV)/.sama-mega-installed
+DEV_STAMP := $(VENV)/.sama-mega-dev-installed
+INPUTS := $(PYTHON) pyproject.toml setup.py constraints/cpu.txt
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP) $(DEV_STAMP)
+endif
+
+help:
+	@sed -n 's/^# //p' Makefile | head -n 4
+
+venv: $(PYTHON)
+install: $(STAMP)
+install-dev: $(DEV_STAMP)
+
+$(PYTHON):
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "Python 3.11 to 3.13 is needed: make BASE_PYTHON=python3.11 ..." >&2; exit 2; }
+	$(BASE_PYTHON) -m venv $(VENV)
+
+$(STAMP): $(INPUTS)
+	$(PIP_INSTALL) -e .
+	@echo "$(CURDIR)" > $(STAMP)
+
+$(DEV_STAMP): $(INPUTS)
+	$(PIP_INSTALL) -e '.[dev]'
+	@echo "$(CURDIR)" > $(STAMP)
+	@echo "$(CURDIR)" > $(DEV_STAMP)
+
+demo: $(STAMP)
+	@$(PYTHON) -m sama_mega.commands.demo $(DEMO_ARGS)
+
+test: $(DEV_STAMP)
+	@$(PYTHON) -m pytest $(TEST_ARGS)
+
+test-fast: $(DEV_STAMP)
+	@$(PYTHON) -m pytest tests/unit -x -q -m "not slow" $(TEST_ARGS)
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/shellcheck $(SCRIPTS)
+
+format: $(DEV_STAMP)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)

@@ -1,0 +1,23 @@
+"""Errors that users of the data package see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class DataError(Exception):
+    """The data or a request for data is wrong; the message is one line that names the thing, the rule and the fix."""
+
+
+class ClipError(DataError):
+    """One image or clip cannot be used; the run can go on without it.
+
+    Attributes:
+        path: The file.
+        reason: What is wrong with it, as written to the quarantine.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason

@@ -1,0 +1,81 @@
+"""Keeps count of good and bad samples on one rank, and says when there are too many bad ones."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+from sama_data.errors import ClipError, DataError
+from sama_data.quarantine import Quarantine
+from sama_data.rows import Row
+
+# A share of fewer samples says little.
+MIN_TRIED = 20
+
+
+class Health:
+    """Which rows were tried and which are bad; safe between threads.
+
+    Args:
+        num_rows: Rows of the whole dataset.
+        rows_of_kind: How many of them are images and videos, for the kinds that are drawn.
+        max_bad_share: Above this share of bad ones the run stops.
+        quarantine: Where bad samples are recorded.
+    """
+
+    def __init__(
+        self, num_rows: int, rows_of_kind: dict[str, int], max_bad_share: float, quarantine: Quarantine
+    ) -> None:
+        self._rows_of_kind = rows_of_kind
+        self._max_bad_share = max_bad_share
+        self._quarantine = quarantine
+        self._lock = threading.Lock()
+        self._tried = bytearray(num_rows)
+        self._num_tried = 0
+        self._bad: dict[int, str] = {}
+        self._bad_of_kind: Counter[str] = Counter()
+
+    def is_bad(self, index: int) -> bool:
+        """Whether a row was tried in this process and failed: it is not tried again."""
+        with self._lock:
+            return index in self._bad
+
+    @property
+    def num_bad(self) -> int:
+        """How many different rows are bad so far."""
+        with self._lock:
+            return len(self._bad)
+
+    def record_good(self, row: Row) -> None:
+        """Counts a row that could be read."""
+        with self._lock:
+            self._count_tried(row.index)
+
+    def record_bad(self, row: Row, error: ClipError, step: int) -> None:
+        """Counts and quarantines a row that could not be read.
+
+        Raises:
+            DataError: Too many rows are bad, every row of its kind is, or the quarantine cannot be written.
+        """
+        with self._lock:
+            self._count_tried(row.index)
+            if row.index not in self._bad:
+                self._bad[row.index] = error.reason
+                self._bad_of_kind[row.kind] += 1
+                self._quarantine.add(row.sample_id, error.path, error.reason, step)
+            self._stop_if_too_many(row, error)
+
+    def _count_tried(self, index: int) -> None:
+        self._num_tried += 1 - self._tried[index]
+        self._tried[index] = 1
+
+    def _stop_if_too_many(self, row: Row, error: ClipError) -> None:
+        listed = f"see {self._quarantine.path}; the last one: {error}"
+        if self._bad_of_kind[row.kind] >= self._rows_of_kind[row.kind]:
+            raise DataError(f"all {self._rows_of_kind[row.kind]} {row.kind} samples are bad: {listed}")
+        share = len(self._bad) / self._num_tried
+        if self._num_tried >= MIN_TRIED and share > self._max_bad_share:
+            raise DataError(
+                f"{len(self._bad)} of the {self._num_tried} samples tried on this rank are bad, more than "
+                f"data.max_bad_share ({self._max_bad_share:g}) allows: {listed}"
+            )

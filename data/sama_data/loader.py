@@ -1,0 +1,170 @@
+"""Joins manifest, order, decoding and perturbation plans into the samples of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+
+from sama_data.clips import Clip, ClipCache, load_clip
+from sama_data.dataset import Dataset
+from sama_data.errors import ClipError, DataError
+from sama_data.health import Health
+from sama_data.order import deal
+from sama_data.prefetch import prefetch_in_order
+from sama_data.pretext import identity_plan, plan_pretext
+from sama_data.quarantine import Quarantine
+from sama_data.rows import Row
+from sama_data.samples import Sample, StepSamples, make_prompt
+from sama_data.settings import LoaderSettings
+from sama_data.streams import Draw, make_streams, row_cost
+
+__all__ = ["LoaderSettings", "Quarantine", "Sample", "SampleLoader", "StepSamples"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One of this rank's slots, to be read with so many decoder threads."""
+
+    step: int
+    draw: Draw
+    threads: int
+
+
+class SampleLoader:
+    """One data-parallel rank's samples, for any step.
+
+    Stateless between steps except for caches: step k is the same whichever steps were asked for before, and the
+    slots of a step over all ranks are the same for any number of ranks. One thread uses a loader at a time.
+
+    Args:
+        dataset: The rows.
+        settings: How to draw and read them.
+        data_rank: This rank's place among the data-parallel ranks.
+        data_world: Their number.
+        quarantine: Where bad samples are recorded.
+
+    Raises:
+        DataError: No stream has both rows and slots.
+    """
+
+    def __init__(
+        self, dataset: Dataset, settings: LoaderSettings, data_rank: int, data_world: int, quarantine: Quarantine
+    ) -> None:
+        if not 0 <= data_rank < data_world:
+            raise ValueError(f"data_rank {data_rank} must be in 0..{data_world - 1}")
+        self._dataset = dataset
+        self._settings = settings
+        self._data_rank = data_rank
+        self._data_world = data_world
+        self._streams = make_streams(dataset, settings)
+        self.num_slots = sum(stream.per_step for stream in self._streams)
+        self.num_image_slots = sum(stream.per_step for stream in self._streams if stream.kind == "image")
+        self.health = Health(
+            len(dataset),
+            {stream.kind: stream.num_rows for stream in self._streams},
+            settings.max_bad_share,
+            quarantine,
+        )
+        self._cache = ClipCache(settings.decoded_cache_mib)
+
+    def draws(self, step: int) -> list[Draw]:
+        """Returns a step's draws over all ranks, by slot: the same for any number of ranks."""
+        drawn: list[Draw] = []
+        for stream in self._streams:
+            drawn += stream.draw(step, first_slot=len(drawn))
+        return drawn
+
+    def step(self, step: int) -> StepSamples:
+        """Reads this rank's samples of one step.
+
+        Raises:
+            DataError: Too many samples are bad.
+        """
+        with closing(self._prefetched(range(step, step + 1), steps_ahead=0)) as only:
+            return next(only)
+
+    def prefetching(self, start_step: int, num_steps: int) -> Generator[StepSamples, None, None]:
+        """Yields the samples of num_steps steps from start_step on, read ahead on background threads.
+
+        Close the generator (or let go of it) to end the threads early.
+
+        Raises:
+            DataError: Too many samples are bad; raised at the step that met the last of them.
+        """
+        return self._prefetched(range(start_step, start_step + num_steps), self._settings.prefetch_steps)
+
+    def _prefetched(self, steps: range, steps_ahead: int) -> Generator[StepSamples, None, None]:
+        threads = self._settings.decode_threads
+        with closing(
+            prefetch_in_order(steps, self._plan_step, self._read_job, steps_ahead, threads)
+        ) as prepared:
+            for step, read in prepared:
+                yield StepSamples(
+                    step=step,
+                    samples=[sample for sample, _ in read],
+                    num_slots=self.num_slots,
+                    num_image_slots=self.num_image_slots,
+                    num_replaced=sum(replaced for _, replaced in read),
+                )
+
+    def _plan_step(self, step: int) -> list[_Job]:
+        """Deals the step's slots to the ranks by predicted cost and returns this rank's."""
+        draws = self.draws(step)
+        settings = self._settings
+        rows = [self._dataset[draw.stream.drawn_row(draw)] for draw in draws]
+        costs = [row_cost(row, settings.buckets, settings.max_frames) for row in rows]
+        mine = deal(costs, self._data_world)[self._data_rank]
+        # Threads that no other sample of the step would use go to each sample's decoder.
+        threads = max(1, settings.decode_threads // max(1, len(mine)))
+        return [_Job(step, draws[slot], threads) for slot in mine]
+
+    def _read_job(self, job: _Job) -> tuple[Sample, bool]:
+        """Returns the first good sample among the drawn one and its stand-ins, and whether it is a stand-in."""
+        draw = job.draw
+        for attempt, (index, epoch) in enumerate(draw.stream.candidates(draw)):
+            if self.health.is_bad(index):
+                continue
+            row = self._dataset[index]
+            try:
+                clip = self._read_clip(row, job.threads)
+            except ClipError as error:
+                self.health.record_bad(row, error, job.step)
+                continue
+            self.health.record_good(row)
+            return self._make_sample(row, epoch, draw.slot, clip), attempt > 0
+        # Reached only when another thread's error has ended the run: the last bad row raises in record_bad.
+        raise DataError(f"step {job.step}: every {draw.stream.kind} sample is bad")
+
+    def _read_clip(self, row: Row, threads: int) -> Clip:
+        clip = self._cache.get(row.index)
+        if clip is None:
+            clip = load_clip(row, self._settings.buckets, self._settings.max_frames, threads)
+            self._cache.put(row.index, clip)
+        return clip
+
+    def _make_sample(self, row: Row, epoch: int, slot: int, clip: Clip) -> Sample:
+        num_frames, height, width = clip.target.shape[:3]
+        if row.is_edit:
+            plan = identity_plan(num_frames, "edit")
+        elif row.kind == "image":
+            plan = identity_plan(num_frames)
+        else:
+            motion, seed = self._settings.motion, self._settings.seed
+            plan = plan_pretext(motion, seed, row.sample_id, epoch, num_frames, height, width)
+        prompt, prefix = make_prompt(row, plan)
+        return Sample(
+            sample_id=row.sample_id,
+            index=row.index,
+            epoch=epoch,
+            slot=slot,
+            kind=row.kind,
+            task=plan.task,
+            edit_task=row.task,
+            source_frames=clip.source,
+            target_frames=clip.target,
+            plan=plan,
+            prompt=prompt,
+            prompt_prefix=prefix,
+            fps=clip.fps,
+        )

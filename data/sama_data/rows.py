@@ -1,0 +1,172 @@
+"""One row of a manifest: its columns, what must be there, and the checks of each value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sama_data.errors import DataError
+
+Kind = Literal["image", "video"]
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+TEXT_COLUMNS = ("task", "dataset", "licence")
+COUNT_COLUMNS = {"width": 1, "height": 1, "num_frames": 1, "frame_start": 0, "frame_end": 1}  # least value
+NUMBER_COLUMNS = ("fps", "if_score", "vq_score", "cp_score", "mc_score")
+PATH_COLUMNS = ("source", "target", "video", "image")
+KNOWN_COLUMNS: tuple[str, ...] = (
+    *PATH_COLUMNS,
+    "instruction",
+    "caption",
+    "sample_id",
+    *TEXT_COLUMNS,
+    *COUNT_COLUMNS,
+    *NUMBER_COLUMNS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample of a dataset.
+
+    Attributes:
+        index: Its place in the dataset, from 0: the number that noise is keyed by.
+        sample_id: Its stable name, unique in the dataset.
+        kind: Whether it is drawn as an image or as a video; told from the target's extension.
+        source: The clip before the edit; None for a raw clip with a caption.
+        target: The clip after the edit, or the raw clip.
+        text: The instruction of an edit, the caption of a raw clip.
+        task: The kind of edit, where known.
+        frame_start: The first frame used, of source and target alike.
+        frame_end: The frame after the last one used; None means to the end.
+        fps: Frames a second; None where only the file says.
+        width: The target's width in pixels, where known; the next two likewise.
+        height: The target's height.
+        num_frames: The target's frames.
+        dataset: Where it comes from.
+        licence: What it may be used for.
+        if_score: Instruction following, 1 to 10; the next three likewise.
+        vq_score: Visual quality.
+        cp_score: Content preservation.
+        mc_score: Motion consistency.
+    """
+
+    index: int
+    sample_id: str
+    kind: Kind
+    source: Path | None
+    target: Path
+    text: str
+    task: str | None = None
+    frame_start: int = 0
+    frame_end: int | None = None
+    fps: float | None = None
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+    dataset: str | None = None
+    licence: str | None = None
+    if_score: float | None = None
+    vq_score: float | None = None
+    cp_score: float | None = None
+    mc_score: float | None = None
+
+    @property
+    def is_edit(self) -> bool:
+        """Whether the row is a pair with an instruction, not a raw clip with a caption."""
+        return self.source is not None
+
+    @property
+    def available_frames(self) -> int | None:
+        """The frames between frame_start and the end, as far as the manifest tells."""
+        end = self.frame_end if self.frame_end is not None else self.num_frames
+        return None if end is None else max(1, end - self.frame_start)
+
+
+def parse_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Checks one manifest row and returns its canonical columns.
+
+    Args:
+        record: The row's own keys and values; a null or NaN counts as absent, unknown keys are passed over.
+        place: Names the row in errors, like "clips.jsonl line 3".
+
+    Returns:
+        `source` (or None), `target` as written in the manifest, `text`, `sample_id` (or None), `kind` and every
+        optional column, None where absent (frame_start 0).
+
+    Raises:
+        DataError: A needed key is absent or a value has the wrong type or range.
+    """
+    present = {key: value for key, value in record.items() if key in KNOWN_COLUMNS and not _is_absent(value)}
+    source, target, text = _paths_and_text(present, record, place)
+    row: dict[str, Any] = {"source": source, "target": target, "text": text, "kind": kind_of(target)}
+    if source is not None and kind_of(source) != row["kind"]:
+        raise DataError(f"{place}: source {source!r} and target {target!r} must both be images or both be videos")
+    for column in ("sample_id", *TEXT_COLUMNS):
+        row[column] = _text(present, column, place) if column in present else None
+    for column, least in COUNT_COLUMNS.items():
+        row[column] = _count(present[column], column, least, place) if column in present else None
+    for column in NUMBER_COLUMNS:
+        row[column] = _number(present[column], column, place) if column in present else None
+    row["frame_start"] = row["frame_start"] or 0
+    if row["frame_end"] is not None and row["frame_end"] <= row["frame_start"]:
+        start, end = row["frame_start"], row["frame_end"]
+        raise DataError(f"{place}: frame_end {end} must be greater than frame_start {start}")
+    if row["fps"] is not None and row["fps"] <= 0:
+        raise DataError(f"{place}: fps {row['fps']} must be greater than 0")
+    return row
+
+
+def kind_of(path: str) -> Kind:
+    """Returns what a path's extension says it is."""
+    return "image" if Path(path).suffix.lower() in IMAGE_SUFFIXES else "video"
+
+
+def _paths_and_text(
+    present: Mapping[str, Any], record: Mapping[str, Any], place: str
+) -> tuple[str | None, str, str]:
+    if "source" in present or "target" in present:
+        needed = ("source", "target", "instruction")
+    else:
+        needed = ("image" if "image" in present else "video", "caption")
+    missing = [key for key in needed if key not in present]
+    if missing:
+        found = ", ".join(str(key) for key in record) or "nothing"
+        raise DataError(
+            f"{place}: needs source, target, instruction (an edit) or video, caption (a raw clip); "
+            f"no {missing[0]!r} among its keys: {found}"
+        )
+    values = [_text(present, key, place) for key in needed]
+    return (values[0], values[1], values[2]) if len(values) == 3 else (None, values[0], values[1])
+
+
+def _is_absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _text(present: Mapping[str, Any], column: str, place: str) -> str:
+    value = present[column]
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {column} must be text, not {value!r}")
+    if not value.strip():
+        raise DataError(f"{place}: {column} is empty")
+    if "\0" in value:
+        raise DataError(f"{place}: {column} holds a NUL character")
+    return value
+
+
+def _count(value: Any, column: str, least: int, place: str) -> int:
+    # A Parquet column with gaps comes back from pandas as floats.
+    whole = isinstance(value, float) and value.is_integer()
+    if isinstance(value, bool) or not (isinstance(value, int) or whole) or value < least:
+        raise DataError(f"{place}: {column} must be a whole number of at least {least}, not {value!r}")
+    return int(value)
+
+
+def _number(value: Any, column: str, place: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{place}: {column} must be a number, not {value!r}")
+    return float(value)

@@ -1,0 +1,128 @@
+"""The image stream and the video stream: which row stands in which slot of a step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sama_data.cost import predicted_cost
+from sama_data.dataset import Dataset
+from sama_data.errors import DataError
+from sama_data.order import RANDOM_ATTEMPTS, EpochOrder, replacement_index
+from sama_data.rows import Kind, Row
+from sama_data.settings import LoaderSettings
+
+_LOGGER = logging.getLogger("sama_data")
+# Part of every draw: changing a number changes what all runs see.
+_STREAM_NUMBERS: dict[Kind, int] = {"image": 0, "video": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One slot of a step.
+
+    Attributes:
+        slot: Its position in the global step.
+        stream: Where it was drawn.
+        place: The sample's place in the stream, which the parts' weights may make larger than its rows.
+        epoch: The stream's epoch.
+    """
+
+    slot: int
+    stream: Stream
+    place: int
+    epoch: int
+
+
+class Stream:
+    """The rows of one kind, as an endless sequence.
+
+    A part of weight w fills round(w * rows) places of an epoch. Its own passes count separately, so that a row drawn
+    twice in an epoch of the stream gets two epochs of its own: other noise, another perturbation.
+    """
+
+    def __init__(self, dataset: Dataset, kind: Kind, per_step: int, seed: int) -> None:
+        self.kind = kind
+        self.per_step = per_step
+        self._seed = seed
+        self._number = _STREAM_NUMBERS[kind]
+        self._parts: list[NDArray[np.int64]] = []
+        sizes: list[int] = []
+        rows = dataset.indices_of(kind)
+        for part in dataset.parts:
+            first, last = np.searchsorted(rows, [part.start, part.start + part.count])
+            if last > first:
+                self._parts.append(rows[first:last])
+                sizes.append(max(1, round(part.weight * int(last - first))))
+        self._ends = np.cumsum(sizes)
+        self.num_rows = len(rows)
+        self.num_places = int(sum(sizes))
+        self._order = EpochOrder(self.num_places, seed, self._number) if sizes else None
+
+    def draw(self, step: int, first_slot: int) -> list[Draw]:
+        """Returns a step's draws, over all ranks; their slots count from first_slot."""
+        assert self._order is not None, "a stream without rows is dropped"
+        places, epochs = self._order.draws(step, self.per_step)
+        pairs = zip(places.tolist(), epochs.tolist(), strict=True)
+        return [Draw(first_slot + number, self, place, epoch) for number, (place, epoch) in enumerate(pairs)]
+
+    def candidates(self, draw: Draw) -> Iterator[tuple[int, int]]:
+        """Yields (row index, the row's own epoch): the drawn row, then its stand-ins until all rows were named."""
+        yield self._row_of(draw.place, draw.epoch)
+        for attempt in range(RANDOM_ATTEMPTS + self.num_places):
+            place = replacement_index(
+                self.num_places, self._seed, draw.epoch, draw.place, attempt, self._number
+            )
+            yield self._row_of(place, draw.epoch)
+
+    def drawn_row(self, draw: Draw) -> int:
+        """Returns the index of the row that was drawn, good or bad."""
+        return self._row_of(draw.place, draw.epoch)[0]
+
+    def _row_of(self, place: int, epoch: int) -> tuple[int, int]:
+        number = int(np.searchsorted(self._ends, place, side="right"))
+        rows = self._parts[number]
+        start = int(self._ends[number - 1]) if number else 0
+        size = int(self._ends[number]) - start
+        row_epoch, row = divmod(epoch * size + place - start, len(rows))
+        return int(rows[row]), row_epoch
+
+
+def make_streams(dataset: Dataset, settings: LoaderSettings) -> list[Stream]:
+    """Returns the streams that have rows and slots, images first; one without rows is dropped with a warning.
+
+    Raises:
+        DataError: No stream is left.
+    """
+    wanted: list[tuple[Kind, int]] = [("image", settings.images_per_step), ("video", settings.videos_per_step)]
+    streams = []
+    for kind, per_step in wanted:
+        if per_step == 0:
+            continue
+        stream = Stream(dataset, kind, per_step, settings.seed)
+        if stream.num_rows:
+            streams.append(stream)
+        else:
+            _LOGGER.warning(
+                "%s: no %s rows: the %s stream is dropped (data.%ss_per_step %d)",
+                dataset.name,
+                kind,
+                kind,
+                kind,
+                per_step,
+            )
+    if not streams:
+        kinds = " and ".join(f"{kind}s ({per_step} per step)" for kind, per_step in wanted if per_step)
+        raise DataError(f"{dataset.name}: no row for the wanted {kinds}: set data.images_per_step or videos_per_step")
+    return streams
+
+
+def row_cost(row: Row, buckets: Sequence[tuple[int, int]], max_frames: int) -> float:
+    """Returns a row's predicted cost; a video whose length is not known counts as max_frames."""
+    available = row.available_frames
+    num_frames = 1 if row.kind == "image" else min(max_frames, available or max_frames)
+    return predicted_cost(num_frames, row.width, row.height, buckets)

@@ -1,0 +1,96 @@
+"""What the synthetic world can hold: its size, palettes, shapes, styles and kinds of edit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sama_data.errors import DataError
+
+EDIT_KINDS: tuple[str, ...] = ("recolour", "remove", "add", "replace", "style", "background")
+
+# Saturated and far apart, so that a recoloured object is well away from what it was.
+SHAPE_COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.86, 0.13, 0.13),
+    "green": (0.12, 0.68, 0.20),
+    "blue": (0.16, 0.26, 0.92),
+    "yellow": (0.95, 0.87, 0.15),
+    "pink": (0.95, 0.35, 0.78),
+    "cyan": (0.15, 0.85, 0.90),
+    "white": (0.96, 0.96, 0.96),
+    "black": (0.05, 0.05, 0.05),
+}
+
+# Other words than the shapes', and calmer colours: an object stays visible on every background.
+BACKGROUND_COLOURS: dict[str, tuple[float, float, float]] = {
+    "gray": (0.50, 0.50, 0.50),
+    "navy": (0.17, 0.20, 0.42),
+    "brown": (0.48, 0.32, 0.20),
+    "olive": (0.42, 0.47, 0.20),
+    "lavender": (0.64, 0.58, 0.80),
+    "beige": (0.80, 0.72, 0.56),
+}
+
+SHAPE_NAMES: tuple[str, ...] = ("circle", "square", "triangle", "cross", "bar")
+
+STYLE_PHRASES: dict[str, str] = {
+    "black_and_white": "black and white",
+    "negative": "a photo negative",
+    "sepia": "an old sepia film",
+    "night": "a night scene",
+}
+
+DIRECTIONS: dict[str, tuple[int, int]] = {
+    "to the left of": (-1, 0),
+    "to the right of": (1, 0),
+    "above": (0, -1),
+    "below": (0, 1),
+}
+
+
+def default_kind_weights() -> dict[str, float]:
+    """Returns how often each kind of edit is drawn: the hard ones (an object is found and redrawn) more often."""
+    return {"recolour": 4.0, "remove": 3.0, "add": 4.0, "replace": 4.0, "style": 1.5, "background": 2.5}
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """Size and ranges of the synthetic world; lengths are in pixels of a 64-pixel-high frame and scale with it."""
+
+    num_frames: int = 17
+    height: int = 64
+    width: int = 64
+    fps: int = 16
+    max_shapes: int = 3
+    radius: tuple[float, float] = (10.0, 13.5)
+    shape_speed: float = 0.7  # pixels a frame at most, along each axis
+    pan_speed: tuple[float, float] = (0.5, 1.3)  # pixels a frame
+    texture_wavelength: tuple[float, float] = (18.0, 40.0)
+    texture_amplitude: float = 0.16
+    shape_texture: float = 0.10
+    vignette: float = 0.45  # how much darker the corners are: the only hint of an absolute position
+    add_offset: float = 24.0
+    kind_weights: dict[str, float] = field(default_factory=default_kind_weights)
+
+    def __post_init__(self) -> None:
+        """Checks the sizes.
+
+        Raises:
+            DataError: a size is out of range or a kind of edit is unknown.
+        """
+        if self.num_frames < 1 or self.num_frames % 4 != 1:
+            raise DataError(f"num_frames ({self.num_frames}) must be 4k+1: use 1, 5, 9, 13, 17, ...")
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value < 32 or value % 2:
+                raise DataError(f"{name} ({value}) must be even and at least 32: use 64")
+        if self.fps < 1:
+            raise DataError(f"fps ({self.fps}) must be at least 1: use 16")
+        unknown = sorted(set(self.kind_weights) - set(EDIT_KINDS))
+        if unknown:
+            raise DataError(f"kind_weights has unknown kinds {unknown}: use {', '.join(EDIT_KINDS)}")
+        if sum(self.kind_weights.values()) <= 0 or min(self.kind_weights.values()) < 0:
+            raise DataError("kind_weights must be non-negative with a positive sum")
+
+    @property
+    def scale(self) -> float:
+        """Pixels per unit of length: 1.0 at 64 pixels."""
+        return min(self.height, self.width) / 64.0

@@ -1,0 +1,132 @@
+"""Rotary positions of a [source | semantic | target] sequence.
+
+Shape legend: S tokens of the whole sequence, D head dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Grid = tuple[int, int, int]
+
+
+def axis_widths(head_dim: int) -> tuple[int, int, int]:
+    """Splits a head's features over the axes (time, height, width).
+
+    Args:
+        head_dim: Features of one head; even.
+
+    Returns:
+        Feature counts with h = w = 2 * (d // 6) and t = d - h - w (128 -> 44, 42, 42).
+
+    Source: Wan2.1's rotary embedding, as SAMA's released code uses it (Cynthiazxy123/SAMA@5c6bb5b).
+    """
+    spatial = 2 * (head_dim // 6)
+    return head_dim - 2 * spatial, spatial, spatial
+
+
+@dataclass(frozen=True)
+class RopeTables:
+    """Everything a rotation needs: small per-axis angle tables and where each segment's tokens lie.
+
+    Attributes:
+        axis_angles: For (t, h, w), float32 ``[positions, features / 2]`` angles in radians.
+        source_grid: Patch grid (t, h, w) of the source segment, or None without one.
+        num_semantic: Semantic tokens between source and target.
+        target_grid: Patch grid (t, h, w) of the target segment.
+        source_time_offset: Added to the source's time positions (the ``shifted_rope`` ablation).
+        rotate_semantic_to_zero: True: semantic factors are complex zero, so their q and k vanish (the released
+            weights' behaviour); False: they are not rotated.
+    """
+
+    axis_angles: tuple[Tensor, Tensor, Tensor]
+    source_grid: Grid | None
+    num_semantic: int
+    target_grid: Grid
+    source_time_offset: int
+    rotate_semantic_to_zero: bool
+
+    @cached_property
+    def cos_sin(self) -> tuple[Tensor, Tensor]:
+        """Expanded factors, each float32 ``[S, D / 2]``; a fused kernel reads the axis tables instead."""
+        factors: list[tuple[Tensor, Tensor]] = []
+        if self.source_grid is not None:
+            factors.append(self._grid_factors(self.source_grid, self.source_time_offset))
+        if self.num_semantic:
+            factors.append(self._semantic_factors())
+        factors.append(self._grid_factors(self.target_grid, 0))
+        cosines, sines = zip(*factors, strict=True)
+        return torch.cat(cosines), torch.cat(sines)
+
+    def _grid_factors(self, grid: Grid, time_offset: int) -> tuple[Tensor, Tensor]:
+        frames, height, width = grid
+        time_angles, height_angles, width_angles = self.axis_angles
+        angles = torch.cat(
+            [
+                time_angles[time_offset : time_offset + frames, None, None].expand(frames, height, width, -1),
+                height_angles[None, :height, None].expand(frames, height, width, -1),
+                width_angles[None, None, :width].expand(frames, height, width, -1),
+            ],
+            dim=-1,
+        ).flatten(0, 2)
+        return angles.cos(), angles.sin()
+
+    def _semantic_factors(self) -> tuple[Tensor, Tensor]:
+        half = sum(table.shape[1] for table in self.axis_angles)
+        device = self.axis_angles[0].device
+        cosine = 0.0 if self.rotate_semantic_to_zero else 1.0
+        shape = (self.num_semantic, half)
+        return torch.full(shape, cosine, device=device), torch.zeros(shape, device=device)
+
+
+def build_rope_tables(
+    head_dim: int,
+    source_grid: Grid | None,
+    num_semantic: int,
+    target_grid: Grid,
+    *,
+    source_time_offset: int = 0,
+    rotate_semantic_to_zero: bool = True,
+    theta: float = 10000.0,
+    device: torch.device | str = "cpu",
+) -> RopeTables:
+    """Builds the per-axis angle tables for one sequence.
+
+    Source and target use the same positions 0, 1, 2, ... on their own patch grids; the type embedding tells them
+    apart. Angles are computed in float64 and stored in float32.
+
+    Args:
+        head_dim: Features of one head; even.
+        source_grid: Patch grid (t, h, w) of the source, or None.
+        num_semantic: Number of semantic tokens.
+        target_grid: Patch grid (t, h, w) of the target.
+        source_time_offset: Added to the source's time positions.
+        rotate_semantic_to_zero: See `RopeTables`.
+        theta: Base of the frequencies.
+        device: Where the tables live.
+
+    Returns:
+        The tables, ready for `qk_norm_rope`.
+
+    Source: SAMA section 3.2 (type embeddings over shared positions); Cynthiazxy123/SAMA@5c6bb5b.
+    """
+    grids = [grid for grid in (source_grid, target_grid) if grid is not None]
+    sizes = [max(grid[axis] for grid in grids) for axis in range(3)]
+    sizes[0] += source_time_offset
+    tables = []
+    for size, width in zip(sizes, axis_widths(head_dim), strict=True):
+        exponents = torch.arange(0, width, 2, dtype=torch.float64, device=device) / width
+        positions = torch.arange(size, dtype=torch.float64, device=device)
+        tables.append(torch.outer(positions, theta**-exponents).float())
+    return RopeTables(
+        axis_angles=(tables[0], tables[1], tables[2]),
+        source_grid=source_grid,
+        num_semantic=num_semantic,
+        target_grid=target_grid,
+        source_time_offset=source_time_offset,
+        rotate_semantic_to_zero=rotate_semantic_to_zero,
+    )

@@ -1,0 +1,265 @@
+"""The command line: `sama-mega`, or `python -m sama_mega`.
+
+Declares commands and options and nothing else: each command imports its module when it runs, so that `--help`
+costs no torch. Every `run` returns the exit status; `main` turns user errors into one line and status 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+import sama_mega
+
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130
+USER_ERRORS = (("sama_mega.config.errors", "UserError"), ("sama_data.errors", "DataError"))
+
+app = typer.Typer(
+    help="Train SAMA, an instruction-guided video editing model, on one CPU or a GPU cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help and usage errors: the same on a terminal and in a log, and faster
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Make and inspect datasets.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="YAML file, such as recipes/demo_stage0.yaml.")
+]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="A.B=VALUE", help="Replace values, such as train.steps=100.")
+]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A step-NNNNNNNN or a run folder.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Make the last line of stdout one JSON object.")]
+WeightsOption = Annotated[
+    Literal["ema", "model"], typer.Option(help="The moving average, or the weights themselves.")
+]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, help="Sampling steps (default: the checkpoint's recipe).")
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="Guidance strength (default: the checkpoint's recipe); 1 is none."),
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sama-mega {sama_mega.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Hold the options before the command."""
+
+
+@app.command()
+def train(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+    """Run a recipe; resume where its run folder ends.
+
+    One process alone, or as ranks of `torchrun -m sama_mega train ...` or of `srun` with one task per rank.
+    """
+    from sama_mega.commands import train as command
+
+    raise typer.Exit(command.run(recipe, overrides or [], as_json=as_json))
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks to plan for (default: the fewest that the degrees allow)."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Validate a recipe for any number of GPUs, without one; show its layout and sequence lengths."""
+    from sama_mega.commands import check as command
+
+    raise typer.Exit(command.run(recipe, overrides or [], num_ranks=gpus, as_json=as_json))
+
+
+@app.command()
+def verify(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="YAML file; none with --golden.")
+    ] = None,
+    overrides: OverridesArgument = None,
+    golden: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Compare with a folder of tensors.")
+    ] = None,
+    tensor: Annotated[int, typer.Option("--tp", min=1, help="Tensor parallel ranks.")] = 1,
+    context: Annotated[int, typer.Option("--cp", min=1, help="Context parallel ranks.")] = 1,
+    pipeline: Annotated[int, typer.Option("--pp", min=1, help="Pipeline stages.")] = 1,
+    data: Annotated[int, typer.Option("--dp", min=1, help="Data parallel ranks.")] = 1,
+    kernels: Annotated[
+        Literal["reference", "triton", "auto"], typer.Option(help="Implementation of the fused operations.")
+    ] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Compare one training step in a layout with one rank, or with golden tensors.
+
+    Exits 1 where they differ.
+    """
+    items = list(overrides or [])
+    if golden is not None and recipe is not None:
+        if "=" not in recipe:
+            raise typer.BadParameter("give a recipe or --golden DIR, not both", param_hint="RECIPE")
+        items.insert(0, recipe)
+        recipe = None
+    if golden is None and recipe is None:
+        raise typer.BadParameter("give a recipe, or --golden DIR", param_hint="RECIPE")
+    from sama_mega.commands import verify as command
+
+    raise typer.Exit(
+        command.run(
+            golden=golden,
+            recipe=recipe,
+            overrides=items,
+            tensor=tensor,
+            context=context,
+            pipeline=pipeline,
+            data=data,
+            kernels=kernels,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def edit(
+    checkpoint: CheckpointArgument,
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="The clip or picture to edit.")],
+    instruction: Annotated[str, typer.Argument(metavar="INSTRUCTION", help="What to change.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.mp4", help="The edit; FILE.png beside it compares both.")
+    ],
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 1,
+    weights: WeightsOption = "ema",
+    max_frames: Annotated[int, typer.Option(min=1, help="Longest clip in frames.")] = 81,
+    as_json: JsonOption = False,
+) -> None:
+    """Edit a video by an instruction."""
+    from sama_mega.commands import edit as command
+
+    raise typer.Exit(
+        command.run(
+            checkpoint=checkpoint,
+            video=video,
+            instruction=instruction,
+            out=out,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            weights=weights,
+            max_frames=max_frames,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def evaluate(
+    checkpoint: CheckpointArgument,
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="A held-out synthetic manifest, or: synthetic.")
+    ],
+    weights: WeightsOption = "ema",
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Clips at most, per kind of edit.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where pictures and scores go.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a checkpoint on a suite of edits whose truth is known."""
+    from sama_mega.commands import evaluate as command
+
+    raise typer.Exit(
+        command.run(
+            checkpoint=checkpoint,
+            suite=suite,
+            weights=weights,
+            steps=steps,
+            guidance=guidance,
+            limit=limit,
+            out=out,
+            as_json=as_json,
+        )
+    )
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where clips and manifests go.")],
+    num_videos: Annotated[int, typer.Option("--videos", min=0, help="Video pairs to make.")] = 64,
+    num_images: Annotated[int, typer.Option("--images", min=0, help="Image pairs to make.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same clips.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 1,
+    size: Annotated[int, typer.Option(min=16, help="Height and width in pixels, a multiple of 16.")] = 64,
+    frames: Annotated[int, typer.Option(min=1, help="Frames a clip, 4k+1.")] = 17,
+    kinds: Annotated[
+        list[str] | None, typer.Option("--kind", help="Kind of edit; repeat for several (default: all).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the synthetic editing world: moving shapes with an exact truth for every edit."""
+    from sama_mega.commands import data as command
+
+    raise typer.Exit(
+        command.run_synth(
+            out=out,
+            num_videos=num_videos,
+            num_images=num_images,
+            seed=seed,
+            workers=workers,
+            size=size,
+            frames=frames,
+            kinds=kinds,
+            as_json=as_json,
+        )
+    )
+
+
+def _is_user_error(error: Exception) -> bool:
+    """Whether the user's input is to blame; a class whose module nobody imported cannot have been raised."""
+    classes = [getattr(sys.modules[module], name) for module, name in USER_ERRORS if module in sys.modules]
+    return isinstance(error, tuple(classes))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its status; unexpected errors keep their traceback and exit 1.
+
+    Args:
+        arguments: The command line after the program's name; None reads `sys.argv`.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="sama-mega")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED_STATUS)
+    except Exception as error:
+        if not _is_user_error(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(USER_ERROR_STATUS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One module per command; each `run` takes plain values and returns the exit status."""

@@ -1,0 +1,182 @@
+"""`sama-mega check`: is this recipe right for this many ranks? Needs no GPU and no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sama_data.manifest import load_manifest
+from sama_mega.config import Recipe, load_recipe
+from sama_mega.config.schema import FRAMES_PER_LATENT, LATENT_STRIDE
+from sama_mega.parallel.layout import Layout, resolve_layout
+
+_MOST_GROUPS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class BucketTokens:
+    """Tokens of one sample in one bucket; a sequence is source, semantic and target tokens together."""
+
+    width: int
+    height: int
+    image_tokens: int
+    image_sequence: int
+    video_tokens: int
+    video_sequence: int
+
+
+def run(
+    recipe: str | Path, overrides: Sequence[str], num_ranks: int | None = None, as_json: bool = False
+) -> int:
+    """Validate a recipe and print its layout, its sequence lengths and warnings.
+
+    Args:
+        recipe: Path of the YAML.
+        overrides: `section.key=value` items.
+        num_ranks: Ranks to plan for; None takes the fewest that the recipe's degrees allow.
+        as_json: Whether the last line of stdout is one JSON object.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        ConfigError: The recipe or the layout breaks a rule.
+        DataError: A manifest exists but cannot be used.
+    """
+    loaded = load_recipe(recipe, overrides)
+    layout = resolve_layout(loaded, num_ranks or fewest_ranks(loaded))
+    buckets = [bucket_tokens(loaded, width, height) for width, height in loaded.data.buckets]
+    samples, warnings = count_samples(loaded)
+    warnings += other_warnings(loaded, layout)
+    _print_report(str(recipe), loaded, layout, buckets, samples)
+    for warning in warnings:
+        print(f"warning    {warning}")
+    if as_json:
+        report = {
+            "ok": True,
+            "layout": asdict(layout),
+            "buckets": [asdict(bucket) for bucket in buckets],
+            "samples": samples,
+            "warnings": warnings,
+        }
+        print(json.dumps(report))
+    return 0
+
+
+def fewest_ranks(recipe: Recipe) -> int:
+    """Ranks that the recipe's degrees need, with one data-parallel rank where `data` is auto."""
+    parallel = recipe.parallel
+    data = 1 if parallel.data == "auto" else parallel.data
+    return parallel.tensor * parallel.context * parallel.pipeline * data
+
+
+def bucket_tokens(recipe: Recipe, width: int, height: int) -> BucketTokens:
+    """Count the tokens of an image and of the longest clip in a bucket of `width` x `height` pixels."""
+    _, patch_height, patch_width = recipe.model.patch_size
+    per_frame = (height // (LATENT_STRIDE * patch_height)) * (width // (LATENT_STRIDE * patch_width))
+    latent_frames = 1 + (recipe.data.max_frames - 1) // FRAMES_PER_LATENT
+    semantic = recipe.anchor.num_tokens
+    return BucketTokens(
+        width=width,
+        height=height,
+        image_tokens=per_frame,
+        image_sequence=2 * per_frame + semantic,
+        video_tokens=latent_frames * per_frame,
+        video_sequence=2 * latent_frames * per_frame + semantic,
+    )
+
+
+def count_samples(recipe: Recipe) -> tuple[dict[str, int], list[str]]:
+    """Count images and videos in the recipe's manifests; a missing manifest is a warning.
+
+    Raises:
+        DataError: A manifest exists but cannot be used.
+    """
+    data = recipe.data
+    paths = [data.manifest] if data.manifest else [entry.manifest for entry in data.blend]
+    samples = {"image": 0, "video": 0}
+    missing = [path for path in paths if not path.exists()]
+    warnings = [f"{path}: no such manifest; train will stop here" for path in missing]
+    for path in paths:
+        if path not in missing:
+            dataset = load_manifest(path)
+            samples["image"] += len(dataset.indices_of("image"))
+            samples["video"] += len(dataset.indices_of("video"))
+    if not paths:
+        warnings.append("data.manifest and data.blend name no manifest; train will stop here")
+    elif not missing:
+        for kind, wanted in (("image", data.images_per_step), ("video", data.videos_per_step)):
+            if wanted and not samples[kind]:
+                warnings.append(f"no {kind} samples: data.{kind}s_per_step ({wanted}) has no effect")
+    return samples, warnings
+
+
+def other_warnings(recipe: Recipe, layout: Layout) -> list[str]:
+    """What is allowed but probably not meant."""
+    warnings = []
+    start, per_step = recipe.checkpoint.init_from, recipe.data.images_per_step + recipe.data.videos_per_step
+    if start is not None and not start.exists():
+        warnings.append(f"checkpoint.init_from ({start}): no such checkpoint; train will stop here")
+    if start is None and recipe.train.stage == 1:
+        warnings.append("checkpoint.init_from is null: stage 1 starts from random weights")
+    if per_step < layout.data:
+        warnings.append(
+            f"{per_step} samples a step leave {layout.data - per_step} of {layout.data} data ranks idle"
+        )
+    if recipe.optimizer.warmup_steps >= recipe.train.steps:
+        warnings.append(
+            f"optimizer.warmup_steps ({recipe.optimizer.warmup_steps}) never ends: "
+            f"train.steps is {recipe.train.steps}"
+        )
+    return warnings
+
+
+def _print_report(
+    name: str, recipe: Recipe, layout: Layout, buckets: Iterable[BucketTokens], samples: dict[str, int]
+) -> None:
+    train, data, model = recipe.train, recipe.data, recipe.model
+    print(f"recipe     {name}: stage {train.stage}, {train.steps} steps, run folder {train.run_folder}")
+    print(
+        f"model      {model.num_layers} layers of width {model.dim}, "
+        f"{model.num_heads} heads of {model.head_dim}"
+    )
+    print(f"layout     {layout.describe()}")
+    print(f"ranks      {_describe_groups(layout)}")
+    print(
+        f"batch      {data.images_per_step} images + {data.videos_per_step} videos a step over "
+        f"{layout.data} data rank{'s' if layout.data > 1 else ''}; "
+        f"micro-batches of {data.micro_batch_images} and {data.micro_batch_videos}"
+    )
+    print(f"samples    {samples['image']} images and {samples['video']} videos in the manifests that exist")
+    print(
+        f"tokens     source + {recipe.anchor.num_tokens} semantic + target; "
+        f"clips of at most {data.max_frames} frames"
+    )
+    print("           bucket       image  sequence    video  sequence  per rank")
+    split = layout.context * (layout.tensor if layout.sequence else 1)
+    for bucket in buckets:
+        shape = f"{bucket.width}x{bucket.height}"
+        print(
+            f"           {shape:<9}{bucket.image_tokens:>9}{bucket.image_sequence:>10}"
+            f"{bucket.video_tokens:>9}{bucket.video_sequence:>10}{-(-bucket.video_sequence // split):>10}"
+        )
+
+
+def _describe_groups(layout: Layout) -> str:
+    """Which ranks hold which data-parallel index; the first few, for large worlds."""
+    shown = min(layout.data, _MOST_GROUPS_SHOWN)
+    groups = [f"data {index}: {_ranges(layout.ranks_of_data_index(index))}" for index in range(shown)]
+    return "; ".join(groups) + ("; ..." if shown < layout.data else "")
+
+
+def _ranges(ranks: Sequence[int]) -> str:
+    """`0-3,8` for [0, 1, 2, 3, 8]."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

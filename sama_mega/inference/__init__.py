@@ -1,0 +1,1 @@
+"""Editing a clip with a trained model, and what is written of it."""

@@ -1,0 +1,113 @@
+"""Self- and cross-attention with heads split over the tensor-parallel ranks.
+
+Shape legend: s this rank's tokens, S padded tokens of the whole sequence, N its real tokens, L text tokens, B batch,
+h local heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from sama_kernels.attention import attention
+from sama_kernels.qk_norm_rope import RopeTables, SumOverRanks, qk_norm_rope
+from sama_mega.config.schema import Recipe
+from sama_mega.model.parallel_layers import ColumnLinear, RowLinear, empty_parameter, split_over_tensor_ranks
+from sama_mega.parallel.collectives import all_reduce_in_place
+from sama_mega.parallel.runtime import ParallelContext
+
+
+class FullWidthNormWeight(nn.Module):
+    """This rank's slice of an RMSNorm weight that spans all heads."""
+
+    def __init__(self, local_width: int, config: TransformerConfig, context: ParallelContext) -> None:
+        super().__init__()
+        self.weight = empty_parameter(local_width, dtype=config.params_dtype, device=context.device)
+        split_over_tensor_ranks(self.weight, 0)
+
+
+class AttentionHeads(nn.Module):
+    """What self- and cross-attention share: local heads, full-width q/k norm, output projection."""
+
+    def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
+        super().__init__()
+        self.full_width = recipe.model.dim
+        self.head_dim = recipe.model.dim // recipe.model.num_heads
+        self.local_heads = recipe.model.num_heads // context.layout.tensor
+        self.eps = recipe.model.norm_eps
+        self.kernels = recipe.kernels
+        local_width = self.local_heads * self.head_dim
+        self.norm_q = FullWidthNormWeight(local_width, config, context)
+        self.norm_k = FullWidthNormWeight(local_width, config, context)
+        self.o = RowLinear(self.full_width, self.full_width, config, context)
+        self._sum_over_ranks: SumOverRanks | None = None
+        if context.layout.tensor > 1:
+            self._sum_over_ranks = partial(all_reduce_in_place, group=context.tensor_group)
+
+    def _split_heads(self, x: Tensor, num_parts: int) -> tuple[Tensor, ...]:
+        """``[S, B, h * parts * D]`` -> one ``[S, B, h, D]`` view a part; a head's parts lie side by side."""
+        return x.unflatten(-1, (self.local_heads, num_parts, self.head_dim)).unbind(-2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTables | None) -> Tensor:
+        """``[S, B, h, D]`` q over ``[L, B, h, D]`` k and v -> ``[S, B, h * D]``."""
+        q, k = qk_norm_rope(
+            q,
+            k,
+            self.norm_q.weight,
+            self.norm_k.weight,
+            rope=rope,
+            full_width=self.full_width,
+            eps=self.eps,
+            sum_over_ranks=self._sum_over_ranks,
+            backend=self.kernels.ops,
+        )
+        mixed = attention(q, k, v.transpose(0, 1), backend=self.kernels.attention)
+        return mixed.transpose(0, 1).flatten(-2)
+
+
+class SelfAttention(AttentionHeads):
+    """Attention of every token of the sequence over all of them, with type-aware rotation.
+
+    Args:
+        recipe: The whole recipe.
+        config: megatron's configuration.
+        context: The running layout.
+    """
+
+    def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
+        super().__init__(recipe, config, context)
+        self.linear_qkv = ColumnLinear(self.full_width, 3 * self.full_width, config, context)
+
+    def forward(self, x: Tensor, rope: RopeTables, num_tokens: int) -> Tensor:
+        """``[s, B, dim]`` -> ``[s, B, dim]``; of the gathered tokens only the first ``num_tokens`` take part."""
+        qkv = self.linear_qkv(x)
+        num_padding = qkv.shape[0] - num_tokens
+        q, k, v = self._split_heads(qkv[:num_tokens], 3)
+        mixed = self._attend(q, k, v, rope)
+        return self.o(pad(mixed, (0, 0, 0, 0, 0, num_padding)) if num_padding else mixed)
+
+
+class CrossAttention(AttentionHeads):
+    """Attention of every token over the text; padded text positions are attended, as Wan does.
+
+    Args:
+        recipe: The whole recipe.
+        config: megatron's configuration.
+        context: The running layout.
+    """
+
+    def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
+        super().__init__(recipe, config, context)
+        self.q = ColumnLinear(self.full_width, self.full_width, config, context)
+        self.linear_kv = ColumnLinear(
+            self.full_width, 2 * self.full_width, config, context, gather_sequence=False
+        )
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """``[s, B, dim]`` and whole text ``[L, B, dim]`` -> ``[s, B, dim]``."""
+        (q,) = self._split_heads(self.q(x), 1)
+        k, v = self._split_heads(self.linear_kv(text), 2)
+        return self.o(self._attend(q, k, v, None))

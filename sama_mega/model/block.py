@@ -1,0 +1,96 @@
+"""One transformer block: modulated self-attention, text cross-attention, modulated feed-forward."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm
+
+from sama_kernels.adaln import adaln
+from sama_kernels.gate_residual import gate_residual
+from sama_kernels.qk_norm_rope import RopeTables
+from sama_mega.config.schema import Recipe
+from sama_mega.model.attention import CrossAttention, SelfAttention
+from sama_mega.model.parallel_layers import ColumnLinear, RowLinear, empty_parameter, sees_own_tokens
+from sama_mega.parallel.runtime import ParallelContext
+
+
+class AffineLayerNorm(nn.Module):
+    """Layer norm with weight and bias over this rank's tokens, statistics in float32."""
+
+    def __init__(self, width: int, eps: float, config: TransformerConfig, context: ParallelContext) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = empty_parameter(width, dtype=config.params_dtype, device=context.device)
+        self.bias = empty_parameter(width, dtype=config.params_dtype, device=context.device)
+        sees_own_tokens(self, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[s, B, width]`` -> the same shape and dtype."""
+        normed = layer_norm(x.float(), (x.shape[-1],), self.weight.float(), self.bias.float(), self.eps)
+        return normed.to(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU (tanh), Linear, split over the tensor-parallel ranks along the hidden features."""
+
+    def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
+        super().__init__()
+        self.linear_in = ColumnLinear(recipe.model.dim, recipe.model.ffn_dim, config, context)
+        self.linear_out = RowLinear(recipe.model.ffn_dim, recipe.model.dim, config, context)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[s, B, dim]`` -> ``[s, B, dim]``."""
+        return self.linear_out(gelu(self.linear_in(x), approximate="tanh"))
+
+
+class SamaBlock(nn.Module):
+    """One block of the DiT.
+
+    Args:
+        recipe: The whole recipe.
+        config: megatron's configuration.
+        context: The running layout.
+
+    Source: Wan2.1's ``WanAttentionBlock``; Cynthiazxy123/SAMA@5c6bb5b.
+    """
+
+    def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
+        super().__init__()
+        dim = recipe.model.dim
+        self.eps = recipe.model.norm_eps
+        self.ops = recipe.kernels.ops
+        self.modulation = empty_parameter(1, 6, dim, dtype=torch.float32, device=context.device)
+        sees_own_tokens(self, config)
+        self.self_attn = SelfAttention(recipe, config, context)
+        self.norm3 = AffineLayerNorm(dim, self.eps, config, context)
+        self.cross_attn = CrossAttention(recipe, config, context)
+        self.ffn = FeedForward(recipe, config, context)
+
+    def forward(
+        self, x: Tensor, time_modulation: Tensor, text: Tensor, rope: RopeTables, num_tokens: int
+    ) -> Tensor:
+        """Runs the block on this rank's tokens.
+
+        Args:
+            x: ``[s, B, dim]`` residual stream.
+            time_modulation: ``[B, 6, dim]`` float32, ``time_projection(t)``.
+            text: ``[L, B, dim]`` embedded text, whole on every rank.
+            rope: Rotary tables of the whole sequence.
+            num_tokens: Real tokens of the whole sequence.
+
+        Returns:
+            ``[s, B, dim]``.
+        """
+        modulation = self.modulation + time_modulation
+        shift_attention, scale_attention, gate_attention, shift_ffn, scale_ffn, gate_ffn = modulation.unbind(
+            1
+        )
+        attention_input = adaln(x, shift_attention, scale_attention, eps=self.eps, backend=self.ops)
+        x = gate_residual(
+            x, self.self_attn(attention_input, rope, num_tokens), gate_attention, backend=self.ops
+        )
+        x = x + self.cross_attn(self.norm3(x), text)
+        ffn_input = adaln(x, shift_ffn, scale_ffn, eps=self.eps, backend=self.ops)
+        return gate_residual(x, self.ffn(ffn_input), gate_ffn, backend=self.ops)

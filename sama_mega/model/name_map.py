@@ -1,0 +1,95 @@
+"""Our parameter names and the released checkpoint's, one table for both directions.
+
+Two things differ: a few module names, and the fused attention projections, whose rows are ordered head by head
+(q, k, v of head 0, then of head 1, ...) so that a tensor-parallel slice is a plain range of rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from sama_mega.config.errors import CheckpointError
+
+_RENAMED = {
+    "text_embedding.linear_in": "text_embedding.0",
+    "text_embedding.linear_out": "text_embedding.2",
+    "time_embedding.linear_in": "time_embedding.0",
+    "time_embedding.linear_out": "time_embedding.2",
+    "time_embedding.projection": "time_projection.1",
+    "ffn.linear_in": "ffn.0",
+    "ffn.linear_out": "ffn.2",
+}
+_FUSED = {"self_attn.linear_qkv": ("q", "k", "v"), "cross_attn.linear_kv": ("k", "v")}
+_BLOCK = re.compile(r"^(blocks\.\d+\.)(.*)$")
+
+
+def released_names(name: str) -> tuple[str, ...]:
+    """Names in the released checkpoint of one parameter of ours; several for a fused projection.
+
+    Args:
+        name: For example ``blocks.3.self_attn.linear_qkv.weight``.
+
+    Returns:
+        For example ``("blocks.3.self_attn.q.weight", "...k.weight", "...v.weight")``.
+
+    Source: ``syxbb/SAMA-14B`` and Cynthiazxy123/SAMA@5c6bb5b.
+    """
+    block = _BLOCK.match(name)
+    prefix, inner = (block.group(1), block.group(2)) if block else ("", name)
+    module, _, kind = inner.rpartition(".")
+    if module in _FUSED:
+        attention = module.partition(".")[0]
+        return tuple(f"{prefix}{attention}.{part}.{kind}" for part in _FUSED[module])
+    return (f"{prefix}{_RENAMED.get(module, module)}.{kind}" if module else name,)
+
+
+def fuse(parts: list[Tensor], num_heads: int) -> Tensor:
+    """Interleaves projections ``[dim, ...]`` head by head into one ``[parts * dim, ...]``."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.stack([part.unflatten(0, (num_heads, -1)) for part in parts], dim=1).flatten(0, 2)
+
+
+def unfuse(fused: Tensor, num_parts: int, num_heads: int) -> list[Tensor]:
+    """Undoes `fuse`."""
+    if num_parts == 1:
+        return [fused]
+    by_head = fused.unflatten(0, (num_heads, num_parts, -1))
+    return [part.flatten(0, 1).contiguous() for part in by_head.unbind(1)]
+
+
+def from_released(tensors: Mapping[str, Tensor], names: Iterable[str], num_heads: int) -> dict[str, Tensor]:
+    """Renames and fuses whole tensors of the released checkpoint into ours.
+
+    Args:
+        tensors: Released name -> tensor.
+        names: All parameter names of ours.
+        num_heads: Attention heads.
+
+    Returns:
+        Our name -> whole tensor.
+
+    Raises:
+        CheckpointError: A tensor is missing, or one was not used.
+    """
+    wanted = {name: released_names(name) for name in names}
+    used = {released for parts in wanted.values() for released in parts}
+    missing, unused = sorted(used - tensors.keys()), sorted(tensors.keys() - used)
+    if missing or unused:
+        raise CheckpointError(
+            f"released weights do not fit the recipe's model: missing {missing or 'none'}, unused {unused or 'none'}"
+        )
+    return {name: fuse([tensors[part] for part in parts], num_heads) for name, parts in wanted.items()}
+
+
+def to_released(tensors: Mapping[str, Tensor], num_heads: int) -> dict[str, Tensor]:
+    """Splits and renames whole tensors of ours into the released checkpoint's; undoes `from_released`."""
+    released = {}
+    for name, tensor in tensors.items():
+        parts = released_names(name)
+        released.update(zip(parts, unfuse(tensor, len(parts), num_heads), strict=True))
+    return released

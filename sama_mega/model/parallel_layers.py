@@ -1,0 +1,121 @@
+"""megatron-core's parallel linears with this model's conventions, and the tags parameters carry.
+
+Every parameter says how it is spread over the tensor-parallel ranks:
+`tensor_model_parallel` and `partition_dim` when each rank holds a slice, `sequence_parallel` when each rank holds
+all of it but sees only its own tokens, so that its gradient is a partial sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from sama_mega.parallel.runtime import ParallelContext
+
+
+def _left_to_initialize_weights(_: Tensor) -> None:
+    """Stands where megatron wants an initializer: `initialize_weights` fills every parameter afterwards."""
+
+
+class ColumnLinear(ColumnParallelLinear):
+    """Linear whose output features are split over the tensor-parallel ranks.
+
+    Args:
+        in_features: Global input width.
+        out_features: Global output width.
+        config: megatron's configuration.
+        context: The running layout.
+        gather_sequence: True: the input is a sequence shard (under sequence parallel it is all-gathered first);
+            False: the input is whole on every rank, and so is its gradient.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        config: TransformerConfig,
+        context: ParallelContext,
+        *,
+        gather_sequence: bool = True,
+    ) -> None:
+        if not gather_sequence:
+            config = dataclasses.replace(config, sequence_parallel=False)
+        super().__init__(
+            in_features,
+            out_features,
+            config=config,
+            init_method=_left_to_initialize_weights,
+            tp_group=context.tensor_group,
+        )
+        for parameter in self.parameters():
+            split_over_tensor_ranks(parameter, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[tokens, B, in]`` -> ``[all tokens, B, out / tp]``."""
+        output: Tensor = super().forward(x)[0]
+        return output
+
+
+class RowLinear(RowParallelLinear):
+    """Linear whose input features are split over the tensor-parallel ranks; its output is summed over them.
+
+    Args:
+        in_features: Global input width.
+        out_features: Global output width.
+        config: megatron's configuration.
+        context: The running layout.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, config: TransformerConfig, context: ParallelContext
+    ) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            config=config,
+            init_method=_left_to_initialize_weights,
+            bias=True,
+            input_is_parallel=True,
+            skip_bias_add=False,
+            tp_group=context.tensor_group,
+        )
+        split_over_tensor_ranks(self.weight, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[all tokens, B, in / tp]`` -> ``[tokens, B, out]`` (this rank's tokens under sequence parallel)."""
+        output: Tensor = super().forward(x)[0]
+        return output
+
+
+def split_over_tensor_ranks(parameter: nn.Parameter, dim: int) -> None:
+    """Tags a parameter of which each tensor-parallel rank holds a slice along ``dim``."""
+    if not getattr(parameter, "tensor_model_parallel", False):
+        set_tensor_model_parallel_attributes(parameter, True, dim, 1)
+
+
+def sees_own_tokens(module: nn.Module, config: TransformerConfig) -> None:
+    """Tags all parameters of a module that is whole on every rank but works on this rank's tokens only."""
+    for parameter in module.parameters():
+        tagged: Any = parameter
+        tagged.sequence_parallel = config.sequence_parallel
+
+
+def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    """A parameter that `initialize_weights` or a checkpoint fills."""
+    return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device))
+
+
+class Linear(nn.Linear):
+    """A linear that is whole on every rank, not initialised here."""
+
+    def reset_parameters(self) -> None:
+        """Leaves the weights to `initialize_weights`."""

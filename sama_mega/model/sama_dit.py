@@ -1,0 +1,213 @@
+"""The SAMA diffusion transformer.
+
+Shape legend: B batch, C T H W latents, M semantic tokens, F semantic features, L text tokens, s this rank's tokens,
+N tokens of the whole sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from sama_kernels.qk_norm_rope import RopeTables, build_rope_tables
+from sama_mega.config.schema import Recipe
+from sama_mega.model.block import SamaBlock
+from sama_mega.model.embeddings import (
+    PatchEmbedding,
+    SemanticFeatureMLP,
+    TextEmbedding,
+    TimeEmbedding,
+    patch_grid,
+    patchify,
+    unpatchify,
+)
+from sama_mega.model.heads import SemanticHead, VelocityHead
+from sama_mega.model.parallel_layers import empty_parameter, sees_own_tokens
+from sama_mega.model.recompute import run_with_recompute
+from sama_mega.model.token_layout import SEMANTIC, TokenLayout
+from sama_mega.parallel.collectives import all_reduce_in_place
+from sama_mega.parallel.runtime import ParallelContext
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What the model says about one micro-batch.
+
+    Attributes:
+        velocity: ``[B, C, T, H, W]`` float32, whole on every rank.
+        semantic_velocity: ``[B, M, F]`` float32, whole on every rank, without gradient; only when no semantic
+            target was given.
+        semantic_loss_share: ``[B]`` float32, this rank's part of each sample's mean absolute error; the parts sum
+            to the loss over the ranks that share the sequence. Only when a semantic target was given.
+    """
+
+    velocity: Tensor
+    semantic_velocity: Tensor | None
+    semantic_loss_share: Tensor | None
+
+
+class SegmentEmbedding(nn.Module):
+    """The learned type embedding: one row each for source, semantic and target tokens."""
+
+    def __init__(self, dim: int, config: TransformerConfig, context: ParallelContext) -> None:
+        super().__init__()
+        self.weight = empty_parameter(3, dim, dtype=config.params_dtype, device=context.device)
+        sees_own_tokens(self, config)
+
+
+class SamaDiT(MegatronModule):
+    """Wan2.1's video DiT over [source | semantic | target] with type embeddings and a semantic head.
+
+    Args:
+        recipe: The whole recipe.
+        config: megatron's configuration of the same recipe and layout.
+        context: The running layout.
+
+    Source: SAMA (arXiv 2603.19228) section 3; ``WanModel`` in Cynthiazxy123/SAMA@5c6bb5b.
+    """
+
+    def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
+        super().__init__(config)
+        self.recipe = recipe
+        self.context = context
+        self.sequence_shards = context.layout.tensor if config.sequence_parallel else 1
+        self.sequence_shard = context.tensor_rank if config.sequence_parallel else 0
+        self.patch_embedding = PatchEmbedding(recipe, config, context)
+        self.text_embedding = TextEmbedding(recipe, config, context)
+        self.time_embedding = TimeEmbedding(recipe, config, context)
+        self.segment_embedding: SegmentEmbedding | None = None
+        if recipe.model.roles == "segment":
+            self.segment_embedding = SegmentEmbedding(recipe.model.dim, config, context)
+        self.siglip_feat_mlp = SemanticFeatureMLP(recipe, config, context)
+        self.blocks = nn.ModuleList(
+            SamaBlock(recipe, config, context) for _ in range(recipe.model.num_layers)
+        )
+        self.head = VelocityHead(recipe, config, context)
+        self.semantic_head = SemanticHead(recipe, config, context)
+
+    def forward(
+        self,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        source_latents: Tensor | None = None,
+        noisy_semantic: Tensor | None = None,
+        semantic_target: Tensor | None = None,
+    ) -> ModelOutput:
+        """Predicts both velocities; all inputs are whole on every rank.
+
+        Args:
+            noisy_latents: ``[B, C, T, H, W]`` float32 target latents at the sample's sigma.
+            timesteps: ``[B]`` float32, 1000 * sigma.
+            text: ``[B, L, text_dim]`` float32, zero rows after the prompt.
+            source_latents: ``[B, C, Ts, Hs, Ws]`` float32 clean source; None for text-to-video.
+            noisy_semantic: ``[B, M, F]`` float32 anchor features at the same sigma; None without anchors.
+            semantic_target: ``[B, M, F]`` float32 what the semantic head should predict; given in training.
+
+        Returns:
+            The velocity and either the semantic velocity or this rank's share of its loss.
+        """
+        layout = self._token_layout(noisy_latents, source_latents, noisy_semantic)
+        hidden = self._embed(layout, noisy_latents, source_latents, noisy_semantic)
+        time, time_modulation = self.time_embedding(timesteps)
+        text_embedded = self.text_embedding(text)
+        rope = self._rope(layout, noisy_latents.device)
+        for block in self.blocks:
+            hidden = run_with_recompute(
+                self.recipe.train.recompute,
+                block,
+                hidden,
+                time_modulation,
+                text_embedded,
+                rope,
+                layout.num_tokens,
+            )
+        velocity = self._velocity(layout, hidden, time)
+        if noisy_semantic is None:
+            return ModelOutput(velocity, None, None)
+        if semantic_target is None:
+            return ModelOutput(velocity, self._semantic_velocity(layout, hidden), None)
+        return ModelOutput(velocity, None, self._semantic_loss_share(layout, hidden, semantic_target))
+
+    def _token_layout(
+        self, latents: Tensor, source_latents: Tensor | None, semantic: Tensor | None
+    ) -> TokenLayout:
+        patch_size = self.recipe.model.patch_size
+        return TokenLayout(
+            source_grid=None if source_latents is None else patch_grid(source_latents, patch_size),
+            num_semantic=0 if semantic is None else semantic.shape[1],
+            target_grid=patch_grid(latents, patch_size),
+            num_shards=self.sequence_shards,
+        )
+
+    def _embed(
+        self, layout: TokenLayout, latents: Tensor, source_latents: Tensor | None, semantic: Tensor | None
+    ) -> Tensor:
+        """Embeds this rank's tokens only: ``[s, B, dim]``, padding zero."""
+        patch_size = self.recipe.model.patch_size
+        segments = (
+            None if source_latents is None else patchify(source_latents, patch_size),
+            None if semantic is None else semantic.transpose(0, 1),
+            patchify(latents, patch_size),
+        )
+        pieces = []
+        for piece in layout.shard_ranges(self.sequence_shard):
+            features = segments[piece.segment]
+            assert features is not None
+            embed = self.siglip_feat_mlp if piece.segment == SEMANTIC else self.patch_embedding
+            embedded = embed(features[piece.start : piece.stop])
+            if self.segment_embedding is not None:
+                embedded = embedded + self.segment_embedding.weight[piece.segment]
+            pieces.append(embedded)
+        num_padding = layout.tokens_per_shard - sum(piece.shape[0] for piece in pieces)
+        if num_padding:
+            shape = (num_padding, latents.shape[0], self.recipe.model.dim)
+            dtype = self.patch_embedding.weight.dtype
+            pieces.append(torch.zeros(shape, dtype=dtype, device=latents.device))
+        return torch.cat(pieces)
+
+    def _rope(self, layout: TokenLayout, device: torch.device) -> RopeTables:
+        model = self.recipe.model
+        shifted = model.roles == "shifted_rope"
+        return build_rope_tables(
+            model.dim // model.num_heads,
+            layout.source_grid,
+            layout.num_semantic,
+            layout.target_grid,
+            source_time_offset=layout.target_grid[0] if shifted else 0,
+            rotate_semantic_to_zero=model.semantic_rope == "zero",
+            device=device,
+        )
+
+    def _velocity(self, layout: TokenLayout, hidden: Tensor, time: Tensor) -> Tensor:
+        """The head's output is 64 features a token: cheap to run on every token and to gather whole."""
+        patches = self.head(hidden, time).float()
+        if self.sequence_shards > 1:
+            # Every rank computes the same loss from the whole output, so each keeps its own slice of the gradient.
+            patches = gather_from_sequence_parallel_region(
+                patches, tensor_parallel_output_grad=False, group=self.context.tensor_group
+            )
+        target = patches[layout.target_start : layout.num_tokens]
+        return unpatchify(target, layout.target_grid, self.recipe.model.patch_size)
+
+    def _semantic_loss_share(self, layout: TokenLayout, hidden: Tensor, target: Tensor) -> Tensor:
+        piece, position = layout.shard_segment(self.sequence_shard, SEMANTIC)
+        mine = hidden[position : position + piece.stop - piece.start]
+        error = self.semantic_head.absolute_error(mine, target.transpose(0, 1)[piece.start : piece.stop])
+        return error / (target.shape[1] * target.shape[2])
+
+    @torch.no_grad()
+    def _semantic_velocity(self, layout: TokenLayout, hidden: Tensor) -> Tensor:
+        piece, position = layout.shard_segment(self.sequence_shard, SEMANTIC)
+        mine = self.semantic_head(hidden[position : position + piece.stop - piece.start]).float()
+        if self.sequence_shards == 1:
+            return mine.transpose(0, 1)
+        whole = mine.new_zeros(layout.num_semantic, *mine.shape[1:])
+        whole[piece.start : piece.stop] = mine
+        all_reduce_in_place(whole, group=self.context.tensor_group)
+        return whole.transpose(0, 1)

@@ -1,0 +1,112 @@
+"""What a run ran on: versions, commit and uncommitted changes, host, command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "sama-mega",
+    "torch",
+    "triton",
+    "megatron-core",
+    "numpy",
+    "pydantic",
+    "av",
+    "pyarrow",
+    "safetensors",
+    "mlflow-skinny",
+    "mlflow",
+    "nvidia-dali-cuda130",
+    "transformer-engine",
+    "flash-attn-4",
+)
+_VARIABLES = (
+    "SLURM_JOB_ID",
+    "SLURM_NNODES",
+    "SLURM_NTASKS",
+    "SLURM_RESTART_COUNT",
+    "WORLD_SIZE",
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+)
+_MAX_DIFF_CHARACTERS = 1_000_000
+_GIT_TIMEOUT_SECONDS = 20
+
+
+def describe_environment() -> dict[str, Any]:
+    """Collects JSON values that tell where and from what this process runs.
+
+    `git` is null outside a checkout (an installed wheel, no git program); the diff is cut at a million characters.
+    """
+    return {
+        "command": shlex.join(sys.orig_argv),
+        "working_directory": os.getcwd(),
+        "hostname": socket.gethostname(),
+        "process_id": os.getpid(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "accelerators": _accelerators(),
+        "versions": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "git": describe_git(Path(__file__).resolve().parent),
+    }
+
+
+def describe_git(folder: Path) -> dict[str, Any] | None:
+    """Commit, status and diff against it of the checkout that tracks this folder's files, or None.
+
+    Args:
+        folder: A folder of the source tree. One that git does not track (a package installed below somebody
+            else's checkout) counts as outside.
+    """
+    try:
+        if not _git(folder, "ls-files", "--", "."):
+            return None
+        commit = _git(folder, "rev-parse", "HEAD").strip()
+        status = _git(folder, "status", "--porcelain").splitlines()
+        diff = _git(folder, "diff", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {
+        "commit": commit,
+        "dirty": bool(status),
+        "status": status,
+        "diff": diff[:_MAX_DIFF_CHARACTERS],
+        "diff_cut": len(diff) > _MAX_DIFF_CHARACTERS,
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        check=True,
+        timeout=_GIT_TIMEOUT_SECONDS,
+        text=True,
+        errors="replace",
+    )
+    return result.stdout
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _accelerators() -> list[str]:
+    # Whoever runs a model has imported torch already; asking here must not cost seconds to the others.
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

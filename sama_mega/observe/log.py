@@ -1,0 +1,71 @@
+"""Where log records go: the run folder's log.txt and the terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from types import TracebackType
+
+PROGRESS_LOGGER = "sama_mega.progress"
+"""Lines of numbers every few steps: they go to the log file, and to the terminal only where no bar is drawn."""
+
+_PACKAGES = ("sama_mega", "sama_data", "sama_kernels")
+
+
+class RunLog:
+    """While entered, sends the packages' records to a file and to stderr; takes its handlers away after.
+
+    Other libraries' loggers stay as they are.
+    """
+
+    def __init__(self, log_path: Path | None, *, draws_bar: bool = False) -> None:
+        """Chooses the targets.
+
+        Args:
+            log_path: Appended to, or None on ranks that keep no log: they show warnings and errors only.
+            draws_bar: A progress bar is on the terminal, so lines of progress stay out of it.
+        """
+        self._log_path = log_path
+        self._draws_bar = draws_bar
+        self._handlers: list[logging.Handler] = []
+
+    def __enter__(self) -> RunLog:
+        """Attaches the handlers."""
+        terminal = _StderrHandler()
+        terminal.setFormatter(logging.Formatter("%(message)s"))
+        terminal.setLevel(logging.INFO if self._log_path is not None else logging.WARNING)
+        if self._draws_bar:
+            terminal.addFilter(lambda record: record.name != PROGRESS_LOGGER)
+        self._handlers.append(terminal)
+        if self._log_path is not None:
+            file = logging.FileHandler(self._log_path, encoding="utf-8")
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self._handlers.append(file)
+        for package in _PACKAGES:
+            logger = logging.getLogger(package)
+            logger.setLevel(logging.INFO)
+            for handler in self._handlers:
+                logger.addHandler(handler)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Detaches and closes the handlers."""
+        for handler in self._handlers:
+            for package in _PACKAGES:
+                logging.getLogger(package).removeHandler(handler)
+            handler.close()
+        self._handlers.clear()
+
+
+class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever sys.stderr is at the moment: a live progress bar puts itself there."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self):  # type: ignore[no-untyped-def,override]
+        return sys.stderr

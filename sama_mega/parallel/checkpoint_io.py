@@ -1,0 +1,226 @@
+"""Writes and reads sharded tensors in megatron-core's `torch_dist` checkpoint format.
+
+A rank writes its own pieces and reads the pieces it needs, whatever layout wrote them. Failures reach every rank:
+a rank that raised alone would leave the others waiting in a collective.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as torch_checkpoint
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from sama_mega.config.errors import CheckpointError
+from sama_mega.parallel.collectives import gather_objects
+from sama_mega.parallel.sharded_state import ShardedState
+
+Result = TypeVar("Result")
+
+# torch's collective failure is no `Exception`: a plain handler would let it pass.
+FAILURES = (Exception, CheckpointException)
+
+# At most this many names go into one message.
+NAMES_SHOWN = 3
+
+
+def save_sharded(state: ShardedState, folder: Path, common: Mapping[str, Any] | None = None) -> None:
+    """Writes a checkpoint; every rank calls it with its own pieces.
+
+    The folder is complete once this returns; `metadata.json`, written last, marks it. Renaming it from a temporary
+    name is the caller's part.
+
+    Args:
+        state: From `shard_parameters`, `shard_flat_run` or the optimizer, merged.
+        folder: Created when missing; must be visible to all ranks.
+        common: Plain numbers, strings, lists and dictionaries, the same on every rank; rank 0's are written.
+
+    Raises:
+        CheckpointError: On every rank, when any rank could not write.
+    """
+    is_first = dist.get_rank() == 0
+    _everywhere(folder, "write", lambda: folder.mkdir(parents=True, exist_ok=True) if is_first else None)
+    pieces, _ = save_preprocess(dict(state))
+    _everywhere(folder, "write", lambda: _write_pieces(pieces, folder))
+    _everywhere(folder, "write", lambda: _write_common(dict(common or {}), folder) if is_first else None)
+
+
+def load_sharded(template: ShardedState, folder: Path) -> dict[str, Any]:
+    """Fills tensors from a checkpoint of any layout; every rank calls it with its own pieces.
+
+    Strict by section (the part of a key before its first dot): a section that is asked for must match the
+    checkpoint's exactly, one that is not (optimizer state, when only weights are wanted) is left alone.
+
+    Args:
+        template: As for saving; its tensors are **filled in place**, converted to their dtype.
+        folder: A complete checkpoint.
+
+    Returns:
+        The `common` given to `save_sharded`.
+
+    Raises:
+        CheckpointError: On every rank: not a checkpoint, damaged, or names or shapes do not match.
+    """
+    stored = _everywhere(folder, "read", lambda: read_shapes(folder))
+    wanted: dict[str, tuple[int, ...]] = {}
+    own = {piece.key: tuple(piece.global_shape) for piece in template.values()}
+    for shapes in gather_objects(own, dist.group.WORLD):
+        wanted |= shapes
+    _require_match(wanted, stored, folder)
+    # Integrity is checked at saving; there rank 0 alone would raise.
+    return _everywhere(
+        folder,
+        "read",
+        lambda: _without_pieces(dist_checkpointing.load(dict(template), str(folder), validate_access_integrity=False)),
+    )
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Whole shapes of a checkpoint's tensors by key; needs no process group.
+
+    Raises:
+        CheckpointError: The folder holds no complete checkpoint.
+    """
+    return {key: tuple(entry.size) for key, entry in _read_entries(folder).items()}
+
+
+def read_plain(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Whole tensors on the CPU, in one process without process groups: for export and inspection.
+
+    Args:
+        folder: A complete checkpoint.
+        prefix: Only keys that start with it; it is removed from them.
+
+    Raises:
+        CheckpointError: No complete checkpoint, a damaged one, or no such keys.
+    """
+    entries = {key: entry for key, entry in _read_entries(folder).items() if key.startswith(prefix)}
+    if not entries:
+        raise CheckpointError(f"{folder} holds no tensors named {prefix}*: it is not a checkpoint of this kind")
+    tensors = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in entries.items()}
+    try:
+        with warnings.catch_warnings():
+            # "assuming the intent is to load in a single process": it is.
+            warnings.simplefilter("ignore", UserWarning)
+            reader = torch_checkpoint.FileSystemReader(folder)
+            torch_checkpoint.load(tensors, storage_reader=reader, no_dist=True)
+    except FAILURES as error:
+        raise CheckpointError(f"cannot read the checkpoint {folder}: {_reason(error)}") from error
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+
+
+def read_common(folder: Path) -> dict[str, Any]:
+    """The plain values saved beside the tensors; needs no process group.
+
+    Raises:
+        CheckpointError: Missing or damaged.
+    """
+    try:
+        return torch.load(folder / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)
+    except FAILURES as error:
+        raise CheckpointError(f"cannot read the checkpoint {folder}: {_reason(error)}") from error
+
+
+def _write_pieces(pieces: dict[str, ShardedTensor], folder: Path) -> None:
+    """Writes this rank's pieces within this process.
+
+    megatron's own strategy forks writers, which can inherit a held lock from a data-loading thread and then never
+    return; torch's writer produces the same files with threads, and its failures reach all ranks.
+    """
+    by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(pieces, keep_only_main_replica=True)
+    torch_checkpoint.save(
+        mcore_to_pyt_state_dict(by_key),
+        storage_writer=torch_checkpoint.FileSystemWriter(folder, thread_count=2),
+        planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+    )
+
+
+def _write_common(common: dict[str, Any], folder: Path) -> None:
+    torch.save(common, folder / COMMON_STATE_FNAME)
+    # Last of all files: without it megatron and `_read_entries` take the folder for no checkpoint.
+    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+
+
+def _read_entries(folder: Path) -> dict[str, TensorStorageMetadata]:
+    if not (folder / "metadata.json").is_file():
+        raise CheckpointError(f"{folder} is not a complete checkpoint: it has no metadata.json")
+    try:
+        metadata = torch_checkpoint.FileSystemReader(folder).read_metadata()
+    except FAILURES as error:
+        raise CheckpointError(f"cannot read the checkpoint {folder}: {_reason(error)}") from error
+    entries = metadata.state_dict_metadata
+    return {key: entry for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def _require_match(
+    wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], folder: Path
+) -> None:
+    sections = {_section(key) for key in wanted}
+    absent = sorted(wanted.keys() - stored.keys())
+    if absent:
+        raise CheckpointError(f"{folder} lacks {_show(absent)}: it was made by another recipe")
+    unused = sorted(key for key in stored.keys() - wanted.keys() if _section(key) in sections)
+    if unused:
+        raise CheckpointError(f"{folder} has {_show(unused)} that this recipe does not: it was made by another")
+    for key in sorted(wanted):
+        if wanted[key] != stored[key]:
+            raise CheckpointError(
+                f"{key} is {list(stored[key])} in {folder} and {list(wanted[key])} in this recipe: "
+                f"use the recipe that made the checkpoint"
+            )
+
+
+def _everywhere(folder: Path, verb: str, work: Callable[[], Result]) -> Result:
+    """Runs a rank's own part and raises on all ranks when it failed on one."""
+    result, problem = None, None
+    try:
+        with warnings.catch_warnings():
+            # megatron still calls two deprecated torch functions; the user can do nothing about it.
+            warnings.simplefilter("ignore", FutureWarning)
+            result = work()
+    except CheckpointError as error:
+        problem = str(error)
+    except FAILURES as error:
+        problem = f"cannot {verb} the checkpoint {folder}: {_reason(error)}"
+    problems = [other for other in gather_objects(problem, dist.group.WORLD) if other is not None]
+    if problems:
+        raise CheckpointError(problems[0])
+    return result
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause of torch's nested checkpoint errors, shortened."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        error = next(iter(failures.values()))[0]
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _without_pieces(loaded: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in loaded.items() if not isinstance(value, torch.Tensor)}
+
+
+def _section(key: str) -> str:
+    return key.split(".", 1)[0]
+
+
+def _show(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

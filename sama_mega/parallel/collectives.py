@@ -1,0 +1,88 @@
+"""The few collective calls outside megatron's layers: norm statistics, step statistics, small objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def all_reduce_in_place(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Sums a tensor over a group, overwriting it.
+
+    Args:
+        tensor: Any shape, contiguous; **mutated**: afterwards every rank of the group holds the sum.
+        group: One rank: nothing is sent.
+
+    Returns:
+        The same tensor.
+    """
+    if group.size() > 1:
+        dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def bind_all_reduce(group: dist.ProcessGroup) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`all_reduce_in_place` for one group, as the callable that the norm kernels take."""
+    return partial(all_reduce_in_place, group=group)
+
+
+def sum_statistics(
+    values: Mapping[str, torch.Tensor | float], group: dist.ProcessGroup, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Sums named scalars over a group in one all-reduce, without waiting for the device.
+
+    float64, so that a sum of per-sample losses does not depend on how samples were dealt to ranks.
+
+    Args:
+        values: Scalars (0-d tensors on `device`, or numbers); every rank must give the same names.
+        group: Ranks to sum over.
+        device: Where the reduction runs.
+
+    Returns:
+        The sums, float64 0-d tensors on `device`, in the order given.
+    """
+    scalars = [
+        torch.as_tensor(value, dtype=torch.float64, device=device).detach() for value in values.values()
+    ]
+    if not scalars:
+        return {}
+    summed = all_reduce_in_place(torch.stack([scalar.reshape(()) for scalar in scalars]), group)
+    return dict(zip(values, summed.unbind(), strict=True))
+
+
+def gather_objects(value: Any, group: dist.ProcessGroup) -> list[Any]:
+    """Every rank's picklable value, in group rank order, on every rank."""
+    gathered: list[Any] = [None] * group.size()
+    dist.all_gather_object(gathered, value, group=group)
+    return gathered
+
+
+def broadcast_object(value: Any, group: dist.ProcessGroup) -> Any:
+    """The value of the group's first rank, on every rank."""
+    holder = [value]
+    dist.broadcast_object_list(holder, src=dist.get_global_rank(group, 0), group=group)
+    return holder[0]
+
+
+def flattened_all_reduce(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> None:
+    """Sums many tensors over a group with one message per dtype.
+
+    Args:
+        tensors: Any shapes; **mutated** in place. Same order and shapes on every rank of the group.
+        group: One rank: nothing is sent.
+    """
+    if group.size() == 1:
+        return
+    by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for same_dtype in by_dtype.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in same_dtype])
+        dist.all_reduce(flat, group=group)
+        parts = flat.split([tensor.numel() for tensor in same_dtype])
+        for tensor, part in zip(same_dtype, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))

@@ -1,0 +1,300 @@
+"""AdamW on megatron-core's distributed optimizer: float32 masters, each data rank updating its share.
+
+The distributed optimizer runs in every layout, one data rank included, so that a resumed run, a different number
+of ranks and a test all take the same path. Steps are split in two: the caller sees the gradient norm before it
+decides whether the step is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer_config import OptimizerConfig
+from torch import nn
+
+from sama_mega.parallel.cpu_shim import cuda_literals_on_cpu
+from sama_mega.parallel.data_parallel import strip_wrappers
+from sama_mega.parallel.sharded_state import ShardedState, partition_axis, shard_flat_run
+
+if TYPE_CHECKING:
+    from sama_mega.config import Recipe
+    from sama_mega.parallel.runtime import ParallelContext
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class OwnedSlice:
+    """The part of one parameter that this data rank updates.
+
+    Attributes:
+        name: The parameter's name without wrappers' `module.`.
+        parameter: This rank's (tensor-parallel slice of the) parameter.
+        start, end: The part, as flat indices into it.
+        master: float32, 1-D, [end - start]; in a float32 model it is the parameter's own memory.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    start: int
+    end: int
+    master: torch.Tensor
+
+    def view_in(self, whole: torch.Tensor) -> torch.Tensor:
+        """The same part of another tensor of the parameter's shape, as a 1-D view."""
+        return whole.detach().view(-1)[self.start : self.end]
+
+
+def build_optimizer(recipe: Recipe, model: DistributedDataParallel, context: ParallelContext) -> MegatronAdamW:
+    """Creates the optimizer of a wrapped model.
+
+    Weight decay is decoupled and applies to every parameter, biases and norms included: the released training code
+    uses plain AdamW over all parameters, and megatron's habit of exempting one-dimensional ones is not followed.
+
+    Args:
+        recipe: `optimizer` is read.
+        model: From `wrap_data_parallel`; bfloat16 parameters get float32 masters, float32 ones are their own.
+        context: The running layout.
+    """
+    settings = recipe.optimizer
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Built here and not by megatron's factory: that one takes Transformer Engine's Adam wherever it is installed,
+    # whose state differs, and a checkpoint must not depend on what else a machine has.
+    adam = torch.optim.AdamW(
+        # megatron looks groups up by these keys.
+        [{"params": parameters, "wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False}],
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        bf16=any(parameter.dtype == torch.bfloat16 for parameter in parameters),
+        use_distributed_optimizer=True,
+        clip_grad=0.0,
+    )
+    # The constructor sorts parameters by `"torch.cuda.FloatTensor"` and allocates on `"cuda"`.
+    with cuda_literals_on_cpu():
+        distributed = DistributedOptimizer(
+            adam,
+            config,
+            grad_scaler=None,
+            init_state_fn=None,
+            model_chunks=[model],
+            per_model_buffers={0: model.buffers},
+            data_parallel_group=context.groups.dp_cp,
+            data_parallel_group_gloo=None,
+            data_parallel_group_idx=context.groups.mp.rank(),
+            distributed_optimizer_instance_id=0,
+        )
+    _detach_float32_masters(distributed)
+    return MegatronAdamW(distributed, model, context)
+
+
+class MegatronAdamW:
+    """One optimizer step, split so that it can be refused.
+
+        optimizer.zero_grad()
+        ... forward and backward of every micro-batch, finalize_gradients ...
+        norm = optimizer.gradient_norm()
+        if norm is acceptable: optimizer.step(learning_rate, clip_norm)
+
+    Attributes:
+        owned: What this rank updates, in a fixed order.
+    """
+
+    def __init__(
+        self, distributed: DistributedOptimizer, model: DistributedDataParallel, context: ParallelContext
+    ) -> None:
+        """Used by `build_optimizer`."""
+        self._distributed = distributed
+        self._model = model
+        self._context = context
+        self._norm: float | None = None
+        self.owned = tuple(_find_owned(distributed, model))
+
+    @property
+    def steps_taken(self) -> int:
+        """Updates so far; AdamW's bias correction counts them. Skipped steps do not count."""
+        states = self._adam.state
+        return next((int(states[owned.master]["step"]) for owned in self.owned if owned.master in states), 0)
+
+    def zero_grad(self) -> None:
+        """Clears the gradient buffers; call before the first backward of a step."""
+        self._norm = None
+        self._model.zero_grad_buffer()
+        # The buffers alone are not enough: masters would keep last step's gradient views.
+        self._distributed.zero_grad()
+
+    @torch.no_grad()
+    def gradient_norm(self) -> float:
+        """Euclidean norm of the global batch's gradient over all parameters; the step's only wait for the device.
+
+        Call after `finalize_gradients`. Whole copies on several tensor ranks count once. Not finite when any
+        gradient is not.
+        """
+        if self._norm is None:
+            self._distributed.prepare_grads()
+            gradients = [owned.master.grad for owned in self.owned if self._counts(owned)]
+            total = torch.zeros((), dtype=torch.float64, device=self._context.device)
+            if gradients:
+                total += torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+            dist.all_reduce(total, group=self._context.world_group)
+            self._norm = total.sqrt().item()
+        return self._norm
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, clip_norm: float | None) -> None:
+        """Updates the parameters of all ranks.
+
+        Args:
+            learning_rate: Of this step.
+            clip_norm: Gradients are scaled down to this norm when theirs is larger; None or 0: never.
+        """
+        norm = self.gradient_norm()
+        if clip_norm and norm > clip_norm:
+            torch._foreach_mul_([owned.master.grad for owned in self.owned], clip_norm / (norm + 1e-6))
+        for group in self._adam.param_groups:
+            group["lr"] = learning_rate
+        self._distributed.step_with_ready_grads()
+        self._norm = None
+
+    def sharded_state(self, prefix: str = "optimizer.") -> ShardedState:
+        """Describes moments and masters for a checkpoint, keyed by parameter name; nothing is gathered.
+
+        Saving writes these tensors, loading fills them in place (then call `finish_loading`). In a float32 model
+        the parameters themselves are the masters, so no masters are saved.
+        """
+        state: ShardedState = {}
+        for owned in self.owned:
+            moments = self._moments(owned)
+            for key in MOMENTS:
+                state |= self._describe(f"{prefix}{key}.", owned, moments[key])
+            if not _is_own_master(owned):
+                state |= self._describe(f"{prefix}master.", owned, owned.master)
+        return state
+
+    def sharded_masters(self, prefix: str, values: Sequence[torch.Tensor] | None = None) -> ShardedState:
+        """Describes the float32 masters, or other values for the same slices, under the parameters' names.
+
+        Loading `prefix="ema."` into the masters starts a run from averaged weights without rounding them to
+        bfloat16 first (then call `masters_to_model`); `values` can be the moving average itself.
+
+        Args:
+            prefix: Put before the parameter's name.
+            values: Aligned with `owned`, same sizes; the masters by default.
+        """
+        state: ShardedState = {}
+        tensors = [owned.master for owned in self.owned] if values is None else values
+        for owned, tensor in zip(self.owned, tensors, strict=True):
+            state |= self._describe(prefix, owned, tensor)
+        return state
+
+    def finish_loading(self, steps_taken: int) -> None:
+        """Takes up the loaded state: sets the step count and sends the masters to all ranks' parameters."""
+        for owned in self.owned:
+            # Each parameter gets its own tensor: AdamW counts in place, and a shared one would count for all.
+            self._moments(owned)["step"].fill_(steps_taken)
+        self.masters_to_model()
+
+    @torch.no_grad()
+    def masters_to_model(self) -> None:
+        """Rounds the masters into the parameters and gathers them on every data rank."""
+        self._publish([owned.master for owned in self.owned])
+
+    @torch.no_grad()
+    def model_to_masters(self) -> None:
+        """Takes the parameters as they are now for masters; call after filling parameters from elsewhere."""
+        for owned in self.owned:
+            if not _is_own_master(owned):
+                owned.master.copy_(owned.view_in(owned.parameter))
+
+    @contextmanager
+    def temporary_weights(self, values: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Puts other weights (a moving average) into the model for the length of a block.
+
+        Args:
+            values: Aligned with `owned`, 1-D float32. Not changed.
+        """
+        # In a float32 model the parameters are the masters, so the block would overwrite them.
+        backup = [owned.master.detach().clone() for owned in self.owned if _is_own_master(owned)]
+        with torch.no_grad():
+            self._publish(values)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                kept = iter(backup)
+                self._publish([next(kept) if _is_own_master(owned) else owned.master for owned in self.owned])
+
+    @property
+    def _adam(self) -> torch.optim.AdamW:
+        return self._distributed.optimizer
+
+    def _publish(self, values: Sequence[torch.Tensor]) -> None:
+        for owned, value in zip(self.owned, values, strict=True):
+            target = owned.view_in(owned.parameter)
+            if target.data_ptr() != value.data_ptr():
+                target.copy_(value)
+        self._model.start_param_sync(force_sync=True)
+
+    def _counts(self, owned: OwnedSlice) -> bool:
+        return partition_axis(owned.parameter) is not None or self._context.tensor_rank == 0
+
+    def _moments(self, owned: OwnedSlice) -> dict[str, torch.Tensor]:
+        """AdamW's state of one slice, created as AdamW itself would at the first step."""
+        state = self._adam.state[owned.master]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=owned.master.device)
+            for key in MOMENTS:
+                state[key] = torch.zeros_like(owned.master, memory_format=torch.preserve_format)
+        return state
+
+    def _describe(self, prefix: str, owned: OwnedSlice, tensor: torch.Tensor) -> ShardedState:
+        return shard_flat_run(prefix + owned.name, owned.parameter, tensor, owned.start, self._context)
+
+
+def _detach_float32_masters(distributed: DistributedOptimizer) -> None:
+    """Replaces the masters of float32 parameters by plain views of them.
+
+    megatron makes those masters inside the autograd graph; torch then warns at every access of their gradients.
+    """
+    replaced = {}
+    for masters in distributed.shard_fp32_groups:
+        for index, master in enumerate(masters):
+            masters[index] = replaced[master] = master.detach()
+    for group in distributed.optimizer.param_groups:
+        group["params"] = [replaced.get(master, master) for master in group["params"]]
+
+
+def _find_owned(distributed: DistributedOptimizer, model: DistributedDataParallel) -> Iterator[OwnedSlice]:
+    """Pairs every parameter with its master.
+
+    By megatron's own aligned lists: its index map assumes that float32 and bfloat16 parameters are not mixed in a
+    group, and finds the wrong master when they are.
+    """
+    names = {parameter: strip_wrappers(name) for name, parameter in model.named_parameters()}
+    pairs = (
+        (distributed.model_fp32_groups, distributed.shard_fp32_groups),
+        (distributed.model_float16_groups, distributed.shard_fp32_from_float16_groups),
+    )
+    for model_groups, master_groups in pairs:
+        for parameters, masters in zip(model_groups, master_groups, strict=True):
+            for parameter, master in zip(parameters, masters, strict=True):
+                span = distributed._get_model_param_range_map(parameter)["param"]
+                yield OwnedSlice(names[parameter], parameter, span.start, span.end, master)
+
+
+def _is_own_master(owned: OwnedSlice) -> bool:
+    return owned.parameter.dtype == torch.float32

@@ -1,0 +1,136 @@
+"""From decoded samples to encoded micro-batches of one shape each.
+
+Shape legend: B samples; C T H W latents; M semantic tokens, F their features; L text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from sama_data.loader import Sample
+from sama_kernels.pretext import pretext
+from torch import Tensor
+
+from sama_mega.config.schema import Recipe
+from sama_mega.diffusion.noising import draw_text_dropout
+from sama_mega.encoders.interface import Encoders
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples of one shape, encoded; what one forward pass sees.
+
+    Attributes:
+        slots: Position of each sample in the global step.
+        sample_indices: Row of each sample in the dataset; keys its noise.
+        epochs: How often each sample's stream was seen before; keys its noise.
+        tasks: What each sample's source went through: a pretext task, or ``edit``.
+        latents: ``[B, C, T, H, W]`` float32 clean target.
+        source_latents: ``[B, C, Ts, H, W]`` float32 source, perturbed where the task says so.
+        semantic_features: ``[B, M, F]`` float32 of the target's anchor frames.
+        text: ``[B, L, text_dim]`` float32.
+        weights: ``[B]`` float32 modality weights in the loss.
+    """
+
+    slots: tuple[int, ...]
+    sample_indices: tuple[int, ...]
+    epochs: tuple[int, ...]
+    tasks: tuple[str, ...]
+    latents: Tensor
+    source_latents: Tensor
+    semantic_features: Tensor
+    text: Tensor
+    weights: Tensor
+
+
+class Batcher:
+    """Encodes samples of one shape into a micro-batch.
+
+    Args:
+        recipe: The whole recipe.
+        encoders: Frozen encoders.
+        device: Where the encoded tensors live.
+    """
+
+    def __init__(self, recipe: Recipe, encoders: Encoders, device: torch.device) -> None:
+        self._recipe = recipe
+        self._encoders = encoders
+        self._device = device
+        self._truncated: set[int] = set()
+
+    @property
+    def num_truncated_prompts(self) -> int:
+        """Distinct samples so far whose prompt was longer than the text encoder takes."""
+        return len(self._truncated)
+
+    @torch.no_grad()
+    def encode(self, samples: Sequence[Sample]) -> MicroBatch:
+        """Encodes samples of one shape."""
+        sources = torch.stack([self._pixels(sample, perturbed=True) for sample in samples])
+        targets = torch.stack([self._pixels(sample, perturbed=False) for sample in samples])
+        anchors = targets[:, :, anchor_frames(targets.shape[2], self._recipe.anchor.num_frames)]
+        return MicroBatch(
+            slots=tuple(sample.slot for sample in samples),
+            sample_indices=tuple(sample.index for sample in samples),
+            epochs=tuple(sample.epoch for sample in samples),
+            tasks=tuple(sample.task for sample in samples),
+            latents=self._encoders.video.encode(targets),
+            source_latents=self._encoders.video.encode(sources),
+            semantic_features=self._encoders.semantic.encode(anchors.transpose(1, 2)),
+            text=self._encoders.text.encode(self._prompts(samples)).to(self._device),
+            weights=torch.tensor(
+                [modality_weight(sample.kind, self._recipe) for sample in samples], device=self._device
+            ),
+        )
+
+    def _pixels(self, sample: Sample, perturbed: bool) -> Tensor:
+        """``[3, T, H, W]`` float32 in [-1, 1]."""
+        frames = torch.from_numpy(sample.source_frames if perturbed else sample.target_frames)
+        if perturbed:
+            indices, order = sample.plan.frame_indices, sample.plan.tube_order
+        else:
+            indices, order = tuple(range(frames.shape[0])), None
+        return pretext(frames.to(self._device), indices, order, backend=self._recipe.kernels.ops)
+
+    def _prompts(self, samples: Sequence[Sample]) -> list[str]:
+        dropped = draw_text_dropout(
+            self._recipe.train.seed,
+            [sample.index for sample in samples],
+            [sample.epoch for sample in samples],
+            self._recipe.data.text_dropout,
+        )
+        text = self._encoders.text
+        self._truncated |= {s.index for s in samples if text.count_tokens(s.prompt) > text.max_tokens}
+        return [
+            sample.prompt_prefix if drop else sample.prompt
+            for sample, drop in zip(samples, dropped, strict=True)
+        ]
+
+
+def modality_weight(kind: str, recipe: Recipe) -> float:
+    """Weight of one sample of a kind (``image`` or ``video``) in the step's loss."""
+    return recipe.data.image_weight if kind == "image" else 1.0
+
+
+def group_by_shape(samples: Sequence[Sample], recipe: Recipe) -> list[list[Sample]]:
+    """Cuts samples into micro-batches: equal shapes, at most `data.micro_batch_*` samples, ordered by slot."""
+    groups: dict[tuple[object, ...], list[Sample]] = {}
+    for sample in sorted(samples, key=lambda sample: sample.slot):
+        shape = (sample.kind, sample.target_frames.shape, len(sample.plan.frame_indices))
+        groups.setdefault(shape, []).append(sample)
+    limits = {"image": recipe.data.micro_batch_images, "video": recipe.data.micro_batch_videos}
+    return [
+        group[start : start + limits[group[0].kind]]
+        for group in groups.values()
+        for start in range(0, len(group), limits[group[0].kind])
+    ]
+
+
+def anchor_frames(num_frames: int, num_anchors: int) -> list[int]:
+    """Uniformly spaced anchor frames; one anchor is frame 0, an image anchors itself.
+
+    Source: SAMA section 3.3; ``linspace`` in Cynthiazxy123/SAMA@5c6bb5b.
+    """
+    return torch.linspace(0, num_frames - 1, num_anchors).long().tolist()

@@ -1,0 +1,58 @@
+"""What a hook may see of a run, and when each of its methods runs."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from sama_mega.config.schema import Recipe
+from sama_mega.train.report import StepReport
+from sama_mega.train.run_folder import RunFolder
+
+EndReason = Literal["finished", "interrupted", "failed"]
+
+
+class Run(Protocol):
+    """The part of a run that hooks read.
+
+    Attributes:
+        recipe: The resolved recipe.
+        folder: The run folder.
+        is_main: True on global rank 0, the only one that writes.
+        start_step: Finished optimizer steps in the state that was resumed, 0 for a new run.
+        total_steps: Optimizer steps of the whole run.
+    """
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def folder(self) -> RunFolder: ...
+
+    @property
+    def is_main(self) -> bool: ...
+
+    @property
+    def start_step(self) -> int: ...
+
+    @property
+    def total_steps(self) -> int: ...
+
+
+class Hook:
+    """One concern of a run; every method does nothing unless overridden.
+
+    Hooks run on every rank, in the order of the loop's list; one that writes checks `run.is_main`. What a hook
+    raises ends the run, so a hook for something optional handles its own failures.
+    """
+
+    def on_run_start(self, run: Run) -> None:
+        """Runs once, after the model, the data and a checkpoint are loaded, before the first step."""
+
+    def on_step_end(self, run: Run, report: StepReport) -> None:
+        """Runs after every optimizer step, a skipped one too, before the next step's data is asked for."""
+
+    def on_run_end(self, run: Run, reason: EndReason) -> None:
+        """Runs once, after the last step or after whatever ended the run early, also when it failed.
+
+        Not after a kill: a hook must not rely on it for anything that has to survive one.
+        """

@@ -1,0 +1,115 @@
+"""When things happen in a run; what a step does is `step.py`, everything else is a hook."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sama_data.dataset import Dataset
+from sama_data.loader import StepSamples
+
+from sama_mega.config.schema import Recipe
+from sama_mega.train.hooks.base import EndReason, Hook
+from sama_mega.train.learning_rate import learning_rate_at
+from sama_mega.train.report import StepReport
+from sama_mega.train.run_folder import RunFolder
+from sama_mega.train.state import TrainState
+from sama_mega.train.step import StepOutcome, TrainStep
+
+
+@dataclass(frozen=True)
+class Run:
+    """What hooks may see of a run; see `hooks.base.Run`."""
+
+    recipe: Recipe
+    folder: RunFolder
+    is_main: bool
+    start_step: int
+    total_steps: int
+
+
+class Loop:
+    """Takes optimizer steps until the recipe's last.
+
+    Args:
+        run: What the hooks see.
+        dataset: Names the samples for the report.
+        state: Its step and sample counts advance here.
+        train_step: Does one step.
+        hooks: Called in this order.
+    """
+
+    def __init__(
+        self, run: Run, dataset: Dataset, state: TrainState, train_step: TrainStep, hooks: Sequence[Hook]
+    ) -> None:
+        self._run = run
+        self._dataset = dataset
+        self._state = state
+        self._train_step = train_step
+        self._hooks = hooks
+
+    def run(self, batches: Iterator[StepSamples]) -> None:
+        """Trains on every batch the iterator gives; hooks hear of the end whatever it is.
+
+        Args:
+            batches: This rank's samples, one item a remaining step.
+        """
+        reason: EndReason = "failed"
+        try:
+            for hook in self._hooks:
+                hook.on_run_start(self._run)
+            self._take_steps(batches)
+            reason = "finished"
+        except KeyboardInterrupt:
+            reason = "interrupted"
+            raise
+        finally:
+            for hook in self._hooks:
+                hook.on_run_end(self._run, reason)
+
+    def _take_steps(self, batches: Iterator[StepSamples]) -> None:
+        while self._state.step < self._run.total_steps:
+            started = time.perf_counter()
+            drawn = next(batches)
+            data_ready = time.perf_counter()
+            recipe = self._run.recipe
+            rate = learning_rate_at(self._state.step, self._run.total_steps, recipe.optimizer)
+            outcome = self._train_step.run(drawn, rate)
+            self._state.step += 1
+            self._state.samples_seen += drawn.num_slots
+            finished = time.perf_counter()
+            report = self._report(drawn, outcome, rate, finished - started, data_ready - started)
+            for hook in self._hooks:
+                hook.on_step_end(self._run, report)
+
+    def _report(
+        self,
+        drawn: StepSamples,
+        outcome: StepOutcome,
+        rate: float,
+        step_seconds: float,
+        data_wait_seconds: float,
+    ) -> StepReport:
+        losses = outcome.losses
+        sample_ids = None
+        if self._run.recipe.track.log_sample_ids:
+            sample_ids = tuple(self._dataset[index].sample_id for index in losses.slot_sample_indices)
+        return StepReport(
+            step=self._state.step,
+            loss=losses.total,
+            flow_matching_loss=losses.flow_matching,
+            semantic_loss=losses.semantic,
+            gradient_norm=outcome.gradient_norm,
+            learning_rate=rate,
+            skipped=outcome.skipped,
+            step_seconds=step_seconds,
+            data_wait_seconds=data_wait_seconds,
+            tokens=losses.num_tokens,
+            num_images=drawn.num_image_slots,
+            num_videos=drawn.num_slots - drawn.num_image_slots,
+            samples_seen=self._state.samples_seen,
+            losses_by_task=losses.flow_matching_by_task,
+            sample_digest=losses.sample_digest,
+            sample_ids=sample_ids,
+        )

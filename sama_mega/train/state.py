@@ -1,0 +1,47 @@
+"""What a run changes as it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from sama_mega.config.schema import Recipe
+from sama_mega.model import build_model
+from sama_mega.parallel.data_parallel import wrap_data_parallel
+from sama_mega.parallel.optimizer import MegatronAdamW, build_optimizer
+from sama_mega.parallel.runtime import ParallelContext
+from sama_mega.train.ema import WeightAverage
+
+
+@dataclass
+class TrainState:
+    """Weights, optimizer, moving average and position of a run on this rank; mutated by training.
+
+    Attributes:
+        model: The model inside megatron's DistributedDataParallel; `model.module` is the model.
+        optimizer: Its optimizer.
+        average: Moving average of the weights.
+        step: Finished optimizer steps.
+        samples_seen: Samples of all of them, over all ranks.
+    """
+
+    model: nn.Module
+    optimizer: MegatronAdamW
+    average: WeightAverage
+    step: int = 0
+    samples_seen: int = 0
+
+
+def build_train_state(recipe: Recipe, context: ParallelContext) -> TrainState:
+    """Builds a run's state with fresh weights.
+
+    Args:
+        recipe: The whole recipe.
+        context: The running layout.
+    """
+    module = build_model(recipe, context)
+    model = wrap_data_parallel(recipe, module, module.config, context)
+    optimizer = build_optimizer(recipe, model, context)
+    average = WeightAverage(optimizer, recipe.optimizer.ema_decay, recipe.optimizer.ema_ramp)
+    return TrainState(model, optimizer, average)

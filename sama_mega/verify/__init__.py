@@ -1,0 +1,1 @@
+"""Holds the model that `train` builds against tensors from the authors' code."""

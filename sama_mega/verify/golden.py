@@ -1,0 +1,254 @@
+"""Golden folders: the authors' weights, inputs, outputs, gradients and samples, held against our model.
+
+The model, its losses, its gradients and its sampler are the ones that `train` and `edit` run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sama_mega.config import build_recipe
+from sama_mega.config.errors import ConfigError
+from sama_mega.config.schema import Recipe
+from sama_mega.diffusion.noising import add_noise, velocity_target
+from sama_mega.diffusion.sampler import sample_edit
+from sama_mega.diffusion.schedule import FlowMatchingSchedule
+from sama_mega.model import SamaDiT, build_model
+from sama_mega.model.name_map import from_released, to_released
+from sama_mega.model.shards import gather_parameters, load_whole
+from sama_mega.parallel.collectives import all_reduce_in_place
+from sama_mega.parallel.data_parallel import finalize_gradients, wrap_data_parallel
+from sama_mega.parallel.runtime import ParallelContext
+from sama_mega.train.forward import NoisedBatch, forward_errors
+from sama_mega.verify.report import Check, compare
+
+OUTPUT_LIMIT = 1e-5
+GRADIENT_LIMIT = 1e-4
+SAMPLING_LIMIT = 1e-4
+BELL_WEIGHT_LIMIT = 1e-6
+EXACT = 0.0
+
+
+@dataclass(frozen=True)
+class GoldenFolder:
+    """One folder's content; tensors by name, float32 on the CPU.
+
+    Attributes:
+        config: The authors' model configuration; empty for a schedule folder.
+        weights: Released name -> tensor.
+        inputs: `io.safetensors`.
+        gradients: `grads.safetensors`, or empty.
+        sampling: `sampling.safetensors`, or empty.
+        sampling_config: `sampling.json`, or empty.
+        schedule: `flow_matching.safetensors`, or empty.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    sampling: dict[str, Tensor] = field(default_factory=dict)
+    sampling_config: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Tensor] = field(default_factory=dict)
+
+
+def read_golden(folder: Path) -> GoldenFolder:
+    """Reads a golden folder.
+
+    Raises:
+        ConfigError: The folder or one of its files is missing or unreadable.
+    """
+    if (folder / "flow_matching.safetensors").is_file():
+        return GoldenFolder(schedule=_tensors(folder / "flow_matching.safetensors"))
+    for name in ("config.json", "weights.safetensors", "io.safetensors"):
+        if not (folder / name).is_file():
+            raise ConfigError(f"golden folder {folder}: {name} is missing: give a folder like tests/golden/edit_tiny")
+    optional = {name: folder / f"{name}.safetensors" for name in ("grads", "sampling")}
+    found = {name: _tensors(path) if path.is_file() else {} for name, path in optional.items()}
+    return GoldenFolder(
+        config=_json(folder / "config.json"),
+        weights=_tensors(folder / "weights.safetensors"),
+        inputs=_tensors(folder / "io.safetensors"),
+        gradients=found["grads"],
+        sampling=found["sampling"],
+        sampling_config=_json(folder / "sampling.json") if found["sampling"] else {},
+    )
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a readable JSON file ({error})") from None
+
+
+def golden_recipe(golden: GoldenFolder, parallel: dict[str, Any], kernels: dict[str, str]) -> Recipe:
+    """The recipe of the model that made a golden folder, float32.
+
+    Args:
+        golden: The folder.
+        parallel: The recipe's `parallel` section.
+        kernels: The recipe's `kernels` section.
+    """
+    config = golden.config
+    model = {
+        "dim": config["dim"],
+        "num_layers": config["num_layers"],
+        "num_heads": config["num_heads"],
+        "ffn_dim": config["ffn_dim"],
+        "in_channels": config["in_dim"],
+        "out_channels": config["out_dim"],
+        "patch_size": config["patch_size"],
+        "text_dim": config["text_dim"],
+        "text_length": config["text_len"],
+        "time_features": config["freq_dim"],
+        "norm_eps": config["eps"],
+        "semantic_dim": config["siglip_dim"],
+        "semantic_hidden_dim": config["semantic_hidden_dim"],
+    }
+    train = {"stage": 1, "steps": 1, "run_folder": "runs/verify", "precision": "float32"}
+    anchor = {"weight": config["semantic_loss_weight"]}
+    sections = {"model": model, "parallel": parallel, "kernels": kernels, "train": train, "anchor": anchor}
+    return build_recipe(sections, source="golden config.json")
+
+
+def check_schedule(golden: GoldenFolder) -> list[Check]:
+    """Sigmas and timesteps exactly, bell weights to 1e-6."""
+    ours = FlowMatchingSchedule()
+    checks = [
+        compare("train_sigmas", ours.train_sigmas, golden.schedule["train_sigmas"], EXACT),
+        compare("train_timesteps", ours.train_timesteps, golden.schedule["train_timesteps"], EXACT),
+        compare("train_weights", ours.train_weights, golden.schedule["train_weights"], BELL_WEIGHT_LIMIT),
+    ]
+    for steps in (10, 50):
+        sigmas, timesteps = ours.sampling_schedule(steps)
+        checks.append(compare(f"sample_sigmas_{steps}", sigmas[:-1], golden.schedule[f"sample_sigmas_{steps}"], EXACT))
+        expected = golden.schedule[f"sample_timesteps_{steps}"]
+        checks.append(compare(f"sample_timesteps_{steps}", timesteps, expected, EXACT))
+    return checks
+
+
+def check_model(golden: GoldenFolder, recipe: Recipe, context: ParallelContext) -> list[Check]:
+    """Noising, outputs, losses, every gradient and guided sampling, as far as the folder has them."""
+    model = build_model(recipe, context)
+    names = [name for name, _ in model.named_parameters()]
+    load_whole(model, from_released(golden.weights, names, recipe.model.num_heads), context)
+    wrapped = wrap_data_parallel(recipe, model, model.config, context)
+    checks, noised = _check_noising(golden, context)
+    checks += _check_outputs(golden, model, noised)
+    checks += _check_losses_and_gradients(golden, recipe, context, wrapped, noised)
+    if golden.sampling:
+        checks += _check_sampling(golden, model, context)
+    return checks
+
+
+def _check_noising(golden: GoldenFolder, context: ParallelContext) -> tuple[list[Check], NoisedBatch]:
+    io = {name: tensor.to(context.device) for name, tensor in golden.inputs.items()}
+    sigmas = io["sigmas"]
+    noisy = add_noise(io["latents"], io["noise"], sigmas)
+    target = velocity_target(io["latents"], io["noise"])
+    checks = [
+        compare("noisy_latents", noisy, io["noisy_latents"], OUTPUT_LIMIT),
+        compare("velocity_target", target, io["velocity_target"], OUTPUT_LIMIT),
+    ]
+    noisy_semantic = semantic_target = source = None
+    if "source_latents" in io:
+        source = io["source_latents"]
+        noisy_semantic = add_noise(io["semantic_features"], io["semantic_noise"], sigmas)
+        semantic_target = velocity_target(io["semantic_features"], io["semantic_noise"])
+        expected = io["noisy_semantic_features"]
+        checks.append(compare("noisy_semantic_features", noisy_semantic, expected, OUTPUT_LIMIT))
+        expected = io["semantic_velocity_target"]
+        checks.append(compare("semantic_velocity_target", semantic_target, expected, OUTPUT_LIMIT))
+    noised = NoisedBatch(
+        noisy_latents=noisy,
+        velocity_target=target,
+        noisy_semantic=noisy_semantic,
+        semantic_target=semantic_target,
+        source_latents=source,
+        text=io["text_embeddings"],
+        timesteps=io["timesteps"],
+        timestep_weights=io["loss_weights"],
+    )
+    return checks, noised
+
+
+@torch.no_grad()
+def _check_outputs(golden: GoldenFolder, model: SamaDiT, noised: NoisedBatch) -> list[Check]:
+    output = model(
+        noised.noisy_latents, noised.timesteps, noised.text, noised.source_latents, noised.noisy_semantic
+    )
+    checks = [compare("velocity", output.velocity, golden.inputs["velocity"], OUTPUT_LIMIT)]
+    if output.semantic_velocity is not None:
+        expected = golden.inputs["semantic_velocity"]
+        checks.append(compare("semantic_velocity", output.semantic_velocity, expected, OUTPUT_LIMIT))
+    return checks
+
+
+def _check_losses_and_gradients(
+    golden: GoldenFolder, recipe: Recipe, context: ParallelContext, wrapped: Any, noised: NoisedBatch
+) -> list[Check]:
+    wrapped.zero_grad_buffer()
+    errors = forward_errors(wrapped, noised, recipe.kernels.ops)
+    batch = errors.flow_matching.shape[0]
+    weights = torch.full_like(errors.flow_matching, 1 / batch)
+    errors.weighted_sum(weights, recipe.anchor.weight).backward()
+    finalize_gradients(wrapped, context)
+    flow_matching = errors.flow_matching.detach().mean()
+    semantic = errors.semantic_share.detach().mean()
+    if context.layout.sequence:
+        all_reduce_in_place(semantic, context.tensor_group)
+    expected = {name: golden.inputs[name][0] for name in ("flow_matching_loss", "semantic_loss", "total_loss")}
+    total = flow_matching + recipe.anchor.weight * semantic
+    checks = [compare("flow_matching_loss", flow_matching, expected["flow_matching_loss"], OUTPUT_LIMIT)]
+    if noised.noisy_semantic is not None:
+        checks.append(compare("semantic_loss", semantic, expected["semantic_loss"], OUTPUT_LIMIT))
+    checks.append(compare("total_loss", total, expected["total_loss"], OUTPUT_LIMIT))
+    if golden.gradients:
+        gathered = gather_parameters(wrapped.module, context, lambda parameter: parameter.main_grad)
+        ours = to_released(gathered, recipe.model.num_heads)
+        checks += [
+            compare(f"grad {name}", ours[name], gradient, GRADIENT_LIMIT)
+            for name, gradient in golden.gradients.items()
+        ]
+    return checks
+
+
+def _check_sampling(golden: GoldenFolder, model: SamaDiT, context: ParallelContext) -> list[Check]:
+    tensors = {name: tensor.to(context.device) for name, tensor in golden.sampling.items()}
+    config = golden.sampling_config
+    sigmas, timesteps = FlowMatchingSchedule(shift=config["shift"]).sampling_schedule(config["steps"])
+
+    def predict(
+        latents: Tensor, semantic: Tensor | None, timestep: Tensor, conditional: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        text = tensors["text_embeddings" if conditional else "negative_text_embeddings"]
+        output = model(latents, timestep, text, tensors["source_latents"], semantic)
+        return output.velocity, output.semantic_velocity
+
+    latents, semantic = sample_edit(
+        predict, tensors["initial_latents"], tensors["initial_semantic"], sigmas, timesteps, config["guidance"]
+    )
+    assert semantic is not None
+    return [
+        compare("sampling sigmas", sigmas[:-1], golden.sampling["sigmas"], EXACT),
+        compare("sampling timesteps", timesteps, golden.sampling["timesteps"], EXACT),
+        compare("final_latents", latents, golden.sampling["final_latents"], SAMPLING_LIMIT),
+        compare("final_semantic", semantic, golden.sampling["final_semantic"], SAMPLING_LIMIT),
+    ]

@@ -1,0 +1,88 @@
+"""What a verification found, tensor by tensor, worst first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+SHOWN_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Check:
+    """One tensor compared.
+
+    Attributes:
+        tensor: What was compared.
+        error: ||ours - expected|| / ||expected||.
+        limit: The largest error allowed.
+    """
+
+    tensor: str
+    error: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within its limit; NaN is not."""
+        return self.error <= self.limit
+
+
+def compare(tensor: str, ours: Tensor, expected: Tensor, limit: float) -> Check:
+    """Relative error in the L2 norm, computed in float64; shapes must agree.
+
+    A vanishing expected tensor is compared absolutely.
+    """
+    if ours.shape != expected.shape:
+        return Check(f"{tensor} (shape {tuple(ours.shape)}, expected {tuple(expected.shape)})", float("inf"), limit)
+    ours, expected = ours.double().cpu(), expected.double().cpu()
+    scale = expected.norm().item() or 1.0
+    return Check(tensor, (ours - expected).norm().item() / scale, limit)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks of one verification."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed; False without any check."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def worst_first(self) -> list[Check]:
+        """Checks by error over limit, the largest first."""
+        return sorted(self.checks, key=lambda check: _badness(check), reverse=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"ok", "worst", "checks"}`` as contract of `verify --json`."""
+        ordered = self.worst_first
+        return {
+            "ok": self.ok,
+            "worst": asdict(ordered[0]) if ordered else None,
+            "checks": [asdict(check) for check in ordered],
+        }
+
+    def show(self, title: str) -> None:
+        """Prints the failed and the worst checks as a table."""
+        table = Table(title=title, title_justify="left")
+        for column in ("tensor", "error", "limit", ""):
+            table.add_column(column)
+        num_failed = sum(not check.passed for check in self.checks)
+        for check in self.worst_first[: max(SHOWN_ROWS, num_failed)]:
+            verdict = "ok" if check.passed else "WRONG"
+            table.add_row(check.tensor, f"{check.error:.2e}", f"{check.limit:.0e}", verdict)
+        Console().print(table)
+        Console().print(f"{len(self.checks)} compared, {num_failed} wrong")
+
+
+def _badness(check: Check) -> float:
+    if check.error != check.error:
+        return float("inf")
+    return check.error / check.limit if check.limit else check.error * 1e300

@@ -1,0 +1,506 @@
+"""The distributed optimizer and sharded checkpoints against plain AdamW, across layouts.
+
+Three worlds run one after the other (one rank, two tensor ranks, two data ranks), each started once. Each trains
+the same toy model on the same global batch, resumes, and reads what an earlier world wrote. Checkpoints are read
+back whole in this process, so they also serve to compare parameters and moments tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.distributed import run_distributed
+
+DIM, HIDDEN, TOKENS, SAMPLES = 6, 10, 8, 4
+STEPS_BEFORE, STEPS_AFTER = 3, 2
+LEARNING_RATE, CLIP = 3e-2, 0.05
+TIMEOUT_SECONDS = 60.0
+
+RELATIVE_LIMIT = {"model": 1e-5, "optimizer": 1e-4}
+"""Largest relative error (norm of the difference over the norm) against plain AdamW, by checkpoint section."""
+
+
+class ToyReference(nn.Module):
+    """The toy model in plain torch: scale, linear, GELU, linear, shift."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.scale = nn.Parameter(1 + torch.randn(1, DIM, generator=generator) / 4)
+        self.up = nn.Linear(DIM, HIDDEN)
+        self.down = nn.Linear(HIDDEN, DIM)
+        with torch.no_grad():
+            for parameter in (*self.up.parameters(), *self.down.parameters()):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(nn.functional.gelu(self.up(x * self.scale)))
+
+
+def batch(step: int) -> torch.Tensor:
+    """Tokens, samples, width: the global batch of one step."""
+    generator = torch.Generator().manual_seed(100 + step)
+    return torch.randn(TOKENS, SAMPLES, DIM, generator=generator)
+
+
+def recipe(**parallel: Any) -> Any:
+    """What the code under test reads of a recipe."""
+    degrees = dict(tensor=1, context=1, pipeline=1, data="auto", sequence=True)
+    degrees |= dict(overlap_grad_reduce=False, overlap_param_gather=False) | parallel
+    optimizer = dict(learning_rate=1.0, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+    return SimpleNamespace(
+        parallel=SimpleNamespace(**degrees),
+        model=SimpleNamespace(num_heads=2, ffn_dim=HIDDEN, num_layers=1),
+        optimizer=SimpleNamespace(**optimizer),
+        train=SimpleNamespace(seed=1),
+    )
+
+
+# --- run by the ranks ---------------------------------------------------------------------------------------------
+
+
+class Run:
+    """One rank's toy model and optimizer."""
+
+    def __init__(self, recipe: Any, context: Any, dtype: torch.dtype = torch.float32) -> None:
+        from megatron.core.transformer.transformer_config import TransformerConfig
+
+        from sama_mega.parallel.data_parallel import wrap_data_parallel
+        from sama_mega.parallel.optimizer import build_optimizer
+
+        self.context = context
+        config = TransformerConfig(
+            num_layers=1,
+            hidden_size=DIM,
+            num_attention_heads=2,
+            tensor_model_parallel_size=context.layout.tensor,
+            sequence_parallel=context.layout.sequence,
+            params_dtype=dtype,
+            perform_initialization=False,
+            use_cpu_initialization=True,
+            gradient_accumulation_fusion=False,
+            calculate_per_token_loss=True,
+        )
+        self.model = wrap_data_parallel(recipe, toy_shard(config, context, dtype), config, context)
+        self.optimizer = build_optimizer(recipe, self.model, context)
+
+    def backward(self, step: int) -> None:
+        """Gradients of the mean over the global batch; the data ranks hold three samples and one."""
+        from sama_mega.parallel.data_parallel import finalize_gradients
+
+        self.optimizer.zero_grad()
+        samples = range(SAMPLES)
+        if self.context.layout.data == 2:
+            samples = (range(3), range(3, 4))[self.context.data_rank]
+        for index, sample in enumerate(samples):
+            x = batch(step)[:, sample : sample + 1]
+            if self.context.layout.sequence:
+                x = x.chunk(2)[self.context.tensor_rank]
+            last = index == len(samples) - 1
+            if last:
+                self._loss(x).backward()
+            else:
+                with self.model.no_sync():
+                    self._loss(x).backward()
+        finalize_gradients(self.model, self.context)
+
+    def _loss(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x).float().square().sum() / (TOKENS * DIM * SAMPLES)
+
+    def train(self, first: int, count: int) -> list[float]:
+        norms = []
+        for step in range(first, first + count):
+            self.backward(step)
+            norms.append(self.optimizer.gradient_norm())
+            self.optimizer.step(LEARNING_RATE, CLIP)
+        return norms
+
+    def state(self) -> dict:
+        from sama_mega.parallel.sharded_state import shard_parameters
+
+        return shard_parameters(self.model, self.context, "model.") | self.optimizer.sharded_state()
+
+    def save(self, folder: Path) -> None:
+        from sama_mega.parallel.checkpoint_io import save_sharded
+        from sama_mega.parallel.data_parallel import synchronize_parameters
+
+        synchronize_parameters(self.model)
+        save_sharded(self.state(), folder, {"steps_taken": self.optimizer.steps_taken})
+
+    def load(self, folder: Path) -> None:
+        from sama_mega.parallel.checkpoint_io import load_sharded
+
+        self.optimizer.finish_loading(load_sharded(self.state(), folder)["steps_taken"])
+
+
+def toy_shard(config: Any, context: Any, dtype: torch.dtype) -> nn.Module:
+    """The toy model on megatron's parallel linears, with the reference's weights; `scale` stays float32."""
+    from megatron.core.tensor_parallel.layers import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        set_tensor_model_parallel_attributes,
+    )
+
+    class ToyShard(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            common = dict(config=config, init_method=lambda _: None, tp_group=context.tensor_group)
+            self.scale = nn.Parameter(torch.empty(1, DIM))
+            self.scale.sequence_parallel = config.sequence_parallel
+            self.up = ColumnParallelLinear(DIM, HIDDEN, **common)
+            self.down = RowParallelLinear(
+                HIDDEN, DIM, bias=True, input_is_parallel=True, skip_bias_add=False, **common
+            )
+            for parameter, axis in ((self.up.weight, 0), (self.up.bias, 0), (self.down.weight, 1)):
+                if not getattr(parameter, "tensor_model_parallel", False):
+                    set_tensor_model_parallel_attributes(parameter, True, axis, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.up((x * self.scale).to(dtype))[0]
+            return self.down(nn.functional.gelu(hidden))[0]
+
+    module = ToyShard()
+    whole = dict(ToyReference().named_parameters())
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            value = whole[name]
+            if getattr(parameter, "tensor_model_parallel", False):
+                value = value.chunk(context.layout.tensor, parameter.partition_dim)[context.tensor_rank]
+            parameter.copy_(value)
+    return module.to(context.device)
+
+
+def run_world(name: str, parallel: dict[str, Any], folder: Path, earlier: str | None) -> dict[str, Any]:
+    """Everything one world does; returns what the tests assert on."""
+    from sama_mega.parallel.runtime import start_parallel, stop_parallel
+
+    context = start_parallel(recipe(**parallel), timeout_seconds=30)
+    out: dict[str, Any] = {}
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        out[precision] = train_and_resume(recipe(**parallel), context, dtype, folder / f"{name}-{precision}")
+        if earlier is not None:
+            run = Run(recipe(**parallel), context, dtype)
+            run.load(folder / f"{earlier}-{precision}")
+            run.save(folder / f"{name}-from-{earlier}-{precision}")
+            run.train(STEPS_BEFORE, STEPS_AFTER)
+            run.save(folder / f"{name}-continued-{earlier}-{precision}")
+    out["skip"] = skipped_step(recipe(**parallel), context)
+    out["weights"] = other_weights(recipe(**parallel), context, folder / f"{name}-ema")
+    out["errors"] = failures(recipe(**parallel), context, folder, f"{name}-float32")
+    if context.layout.data == 2:
+        overlapping = recipe(**parallel, overlap_grad_reduce=True, overlap_param_gather=True)
+        train_and_resume(overlapping, context, torch.float32, folder / "overlap-float32")
+    if context.layout.tensor == 2:
+        plain = recipe(**parallel | {"sequence": False})
+        from sama_mega.parallel.layout import resolve_layout
+        from sama_mega.parallel.runtime import form_groups
+
+        context = form_groups(resolve_layout(plain, 2), context.device, seed=1)
+        train_and_resume(plain, context, torch.float32, folder / "no-sequence-float32")
+    stop_parallel()
+    return out
+
+
+def train_and_resume(recipe: Any, context: Any, dtype: torch.dtype, folder: Path) -> dict[str, Any]:
+    """Trains through a save, then again from that save; also says whether both ends are bitwise equal."""
+    run = Run(recipe, context, dtype)
+    norms = run.train(0, STEPS_BEFORE)
+    run.save(folder)
+    norms += run.train(STEPS_BEFORE, STEPS_AFTER)
+    resumed = Run(recipe, context, dtype)
+    with torch.no_grad():
+        for parameter in resumed.model.parameters():
+            parameter.fill_(float("nan"))
+    resumed.load(folder)
+    norms_resumed = resumed.train(STEPS_BEFORE, STEPS_AFTER)
+    run.save(folder.with_name(f"{folder.name}-end"))
+    straight, again = run.state(), resumed.state()
+    return {
+        "norms": norms,
+        "resumed_norms_equal": norms_resumed == norms[STEPS_BEFORE:],
+        "differing": [key for key in straight if not torch.equal(straight[key].data, again[key].data)],
+        "num_compared": len(straight),
+        "own_step_counts": own_step_counts(resumed),
+    }
+
+
+def own_step_counts(run: Run) -> bool:
+    steps = [run.optimizer._adam.state[owned.master]["step"] for owned in run.optimizer.owned]
+    return len({step.data_ptr() for step in steps}) == len(steps)
+
+
+def skipped_step(recipe: Any, context: Any) -> dict[str, bool]:
+    """A step refused after its norm was seen must leave no trace."""
+    straight, skipping = Run(recipe, context), Run(recipe, context)
+    straight.train(0, 2)
+    skipping.train(0, 1)
+    before = {key: piece.data.clone() for key, piece in skipping.state().items()}
+    skipping.backward(77)
+    norm = skipping.optimizer.gradient_norm()
+    unchanged = all(torch.equal(before[key], piece.data) for key, piece in skipping.state().items())
+    count = skipping.optimizer.steps_taken
+    skipping.train(1, 1)
+    expected = straight.state()
+    equal = all(torch.equal(expected[key].data, piece.data) for key, piece in skipping.state().items())
+    skipping.backward(1)
+    skipping.optimizer.owned[0].parameter.main_grad.fill_(float("inf"))
+    return {
+        "unchanged": unchanged and norm > 0 and count == 1,
+        "equal_later": equal,
+        "sees_infinity": not torch.isfinite(torch.tensor(skipping.optimizer.gradient_norm())),
+    }
+
+
+def other_weights(recipe: Any, context: Any, folder: Path) -> dict[str, Any]:
+    """A moving average held like the masters: swapped in and out, saved, and loaded as a run's weights."""
+    from sama_mega.parallel.checkpoint_io import load_sharded, save_sharded
+
+    out: dict[str, Any] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        run = Run(recipe, context, dtype)
+        run.train(0, 1)
+        average = [owned.master.detach() * 0.5 for owned in run.optimizer.owned]
+        parameters = [parameter.detach().clone() for parameter in run.model.parameters()]
+        with run.optimizer.temporary_weights(average):
+            halved = all(
+                torch.equal(now, before / 2)
+                for now, before in zip(run.model.parameters(), parameters, strict=True)
+            )
+        restored = all(map(torch.equal, run.model.parameters(), parameters))
+        target = folder.with_name(f"{folder.name}-{dtype}".replace("torch.", ""))
+        save_sharded(run.optimizer.sharded_masters("ema.", average), target)
+        fresh = Run(recipe, context, dtype)
+        load_sharded(fresh.optimizer.sharded_masters("ema."), target)
+        fresh.optimizer.masters_to_model()
+        loaded = all(
+            torch.equal(now, before / 2) for now, before in zip(fresh.model.parameters(), parameters, strict=True)
+        )
+        exact = all(map(torch.equal, (owned.master for owned in fresh.optimizer.owned), average))
+        out[str(dtype)] = {"halved": halved, "restored": restored, "loaded": loaded, "exact_masters": exact}
+    return out
+
+
+def failures(recipe: Any, context: Any, folder: Path, good: str) -> dict[str, str]:
+    """Messages of everything that must fail alike on every rank; a hang would trip the test's time-out."""
+    from sama_mega.parallel.checkpoint_io import load_sharded, save_sharded
+
+    run = Run(recipe, context)
+    state = run.state()
+    key = "model.scale"
+    wrong_shape = dict(state)
+    # Whole on every rank and taller than the stored one.
+    wrong_shape[key] = _taller(state[key])
+    renamed = {name: piece for name, piece in state.items() if name != key} | {"model.other": _renamed(state[key])}
+    without = {name: piece for name, piece in state.items() if name != key}
+    damaged = folder / f"damaged-{good}"
+    if context.rank == 0:
+        _damage(folder / good, damaged)
+    return {
+        "renamed": _message(lambda: load_sharded(renamed, folder / good)),
+        "unused": _message(lambda: load_sharded(without, folder / good)),
+        "shape": _message(lambda: load_sharded(wrong_shape, folder / good)),
+        "nothing": _message(lambda: load_sharded(state, folder / "nowhere")),
+        "damaged": _message(lambda: _after_barrier(lambda: load_sharded(state, damaged))),
+        "weights_only": _message(lambda: load_sharded(_section(run.state(), "model."), folder / good)),
+        "unwritable": _message(lambda: save_sharded(state, Path("/proc/none"))),
+        "full_disk": _message(lambda: _with_tiny_files(context, lambda: run.save(folder / f"full-{good}"))),
+    }
+
+
+def _message(action: Any) -> str:
+    from sama_mega.config.errors import CheckpointError
+
+    try:
+        action()
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def _section(state: dict, prefix: str) -> dict:
+    return {key: piece for key, piece in state.items() if key.startswith(prefix)}
+
+
+def _taller(piece: Any) -> Any:
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+    return ShardedTensor.from_rank_offsets(piece.key, torch.zeros(3, DIM), replica_id=piece.replica_id)
+
+
+def _renamed(piece: Any) -> Any:
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+    return ShardedTensor.from_rank_offsets("model.other", piece.data, replica_id=piece.replica_id)
+
+
+def _damage(good: Path, target: Path) -> None:
+    import shutil
+
+    shutil.copytree(good, target)
+    for file in target.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[:100])
+
+
+def _after_barrier(action: Any) -> Any:
+    torch.distributed.barrier()
+    return action()
+
+
+def _with_tiny_files(context: Any, action: Any) -> None:
+    """The last rank alone cannot write more than a few hundred bytes a file, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if context.rank == context.world_size - 1:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
+    try:
+        action()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+# --- run by pytest ------------------------------------------------------------------------------------------------
+
+
+WORLDS = {
+    "one": (1, {}, None),
+    "tensor": (2, {"tensor": 2}, "one"),
+    "data": (2, {}, "tensor"),
+}
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    """Runs the three worlds; returns the folder of their checkpoints and, by world, what each rank reported."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    results = {}
+    for name, (size, parallel, earlier) in WORLDS.items():
+        results[name] = run_distributed(run_world, size, TIMEOUT_SECONDS, (name, parallel, folder, earlier))
+    return folder, results
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[int, dict[str, torch.Tensor]]:
+    """Plain AdamW in one process: parameters and moments after every step, under the checkpoint's keys."""
+    model = ToyReference()
+    adam = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    states = {}
+    for step in range(STEPS_BEFORE + STEPS_AFTER):
+        adam.zero_grad()
+        (model(batch(step)).square().mean()).backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        adam.step()
+        states[step + 1] = {"norm": norm.clone()}
+        for name, parameter in model.named_parameters():
+            states[step + 1][f"model.{name}"] = parameter.detach().clone()
+            for key in ("exp_avg", "exp_avg_sq"):
+                states[step + 1][f"optimizer.{key}.{name}"] = adam.state[parameter][key].clone()
+    return states
+
+
+def assert_close_to_reference(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    expected = {key: value for key, value in expected.items() if key != "norm"}
+    assert tensors.keys() == expected.keys()
+    for key, value in expected.items():
+        error = (tensors[key] - value).norm() / value.norm()
+        assert error <= RELATIVE_LIMIT[key.split(".")[0]], (key, error)
+
+
+@pytest.mark.parametrize("name", [*WORLDS, "overlap", "no-sequence"])
+def test_every_layout_takes_the_steps_of_plain_adamw(worlds: Any, reference: Any, name: str) -> None:
+    from sama_mega.parallel.checkpoint_io import read_common, read_plain
+
+    folder, _ = worlds
+    for suffix, steps in (("", STEPS_BEFORE), ("-end", STEPS_BEFORE + STEPS_AFTER)):
+        checkpoint = folder / f"{name}-float32{suffix}"
+        assert_close_to_reference(read_plain(checkpoint), reference[steps])
+        assert read_common(checkpoint) == {"steps_taken": steps}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_gradient_norm_is_the_whole_models(worlds: Any, reference: Any, name: str) -> None:
+    _, results = worlds
+    expected = [float(reference[step + 1]["norm"]) for step in range(STEPS_BEFORE + STEPS_AFTER)]
+    # Clipping must have happened, or the clipped branch went untested.
+    assert max(expected) > CLIP
+    for rank in results[name]:
+        assert rank["float32"]["norms"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", WORLDS)
+def test_resume_is_bitwise(worlds: Any, name: str, precision: str) -> None:
+    _, results = worlds
+    for rank in results[name]:
+        outcome = rank[precision]
+        assert outcome["num_compared"] >= 5
+        assert outcome["differing"] == []
+        assert outcome["resumed_norms_equal"]
+        assert outcome["own_step_counts"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "earlier"), [("tensor", "one"), ("data", "tensor")])
+def test_checkpoint_loads_in_another_layout(worlds: Any, name: str, earlier: str, precision: str) -> None:
+    from sama_mega.parallel.checkpoint_io import read_plain
+
+    folder, _ = worlds
+    written = read_plain(folder / f"{earlier}-{precision}")
+    rewritten = read_plain(folder / f"{name}-from-{earlier}-{precision}")
+    assert written.keys() == rewritten.keys()
+    assert any(key.startswith("optimizer.master.") for key in written) == (precision == "bfloat16")
+    for key, value in written.items():
+        assert torch.equal(value, rewritten[key]), key
+
+
+@pytest.mark.parametrize(("name", "earlier"), [("tensor", "one"), ("data", "tensor")])
+def test_training_continues_in_another_layout(worlds: Any, reference: Any, name: str, earlier: str) -> None:
+    from sama_mega.parallel.checkpoint_io import read_plain
+
+    folder, _ = worlds
+    continued = read_plain(folder / f"{name}-continued-{earlier}-float32")
+    assert_close_to_reference(continued, reference[STEPS_BEFORE + STEPS_AFTER])
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_refused_step_leaves_no_trace(worlds: Any, name: str) -> None:
+    _, results = worlds
+    for rank in results[name]:
+        assert rank["skip"] == {"unchanged": True, "equal_later": True, "sees_infinity": True}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_other_weights_come_and_go(worlds: Any, name: str) -> None:
+    _, results = worlds
+    for rank in results[name]:
+        for outcome in rank["weights"].values():
+            assert outcome == {"halved": True, "restored": True, "loaded": True, "exact_masters": True}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_failures_reach_every_rank_in_one_line(worlds: Any, name: str) -> None:
+    _, results = worlds
+    expected = {
+        "renamed": "lacks model.other",
+        "unused": "has model.scale",
+        "shape": "model.scale is [1, 6]",
+        "nothing": "not a complete checkpoint",
+        "damaged": "cannot read the checkpoint",
+        "unwritable": "cannot write the checkpoint",
+        "full_disk": "cannot write the checkpoint",
+    }
+    for rank in results[name]:
+        assert rank["errors"].pop("weights_only") == ""
+        assert rank["errors"].keys() == expected.keys()
+        for case, part in expected.items():
+            assert part in rank["errors"][case], (case, rank["errors"][case])
+            assert "\n" not in rank["errors"][case]
+    folder, _ = worlds
+    assert not list(folder.glob("full-*/metadata.json")), "an incomplete checkpoint must not look complete"
