@@ -1,4 +1,4 @@
-"""From a clip's own size and length to those of its bucket: nearest aspect, cover, centre crop, 4k+1 frames."""
+"""From a clip's size and length to those of its bucket: nearest aspect, cover, centre crop, 4k+1 frames."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from sama_data.errors import DataError
 
-# Width x height, about 400,000 pixels each, sides divisible by 32. Source: SAMA (arXiv 2603.19228), 480p buckets.
+# Width x height, about 400,000 pixels each, sides divisible by 32. Source: SAMA (arXiv 2603.19228), 480p
+# buckets.
 LANDSCAPE_BUCKETS_480P: tuple[tuple[int, int], ...] = (
     (896, 448),
     (832, 480),
@@ -28,7 +29,7 @@ FRAMES_PER_LATENT = 4
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How a picture becomes a bucket's size: scale it to (scaled_width, scaled_height), then cut out the middle.
+    """How a picture becomes a bucket's size: scaled to (scaled_width, scaled_height), then cropped.
 
     All values are pixels; left and top place the crop inside the scaled picture.
     """
@@ -56,7 +57,7 @@ def choose_bucket(width: int, height: int, buckets: Sequence[tuple[int, int]]) -
 
 
 def cover(width: int, height: int, bucket: tuple[int, int]) -> Geometry:
-    """Returns the geometry that scales a width x height picture until it covers the bucket, and crops the middle."""
+    """Returns how to scale a width x height picture until it covers the bucket, and crop the middle."""
     bucket_width, bucket_height = bucket
     scale = max(bucket_width / width, bucket_height / height)
     # max(): rounding must never leave the picture a pixel short of the bucket.

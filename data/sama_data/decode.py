@@ -39,16 +39,18 @@ def decode_frames(
 ) -> Decoded:
     """Decodes the frames start <= i < end of a clip, or an image as its only frame.
 
-    The file's content decides how it is read, never its name. Only the frames that are wanted are decoded, so a file
-    that is damaged behind them is still good; it is bad when one of them is missing or damaged. Colours follow the
-    stream's tag (BT.601 where there is none, as FFmpeg, OpenCV and decord do); a rotation tag is applied.
+    The file's content decides how it is read, never its name. Only the frames that are wanted are decoded, so
+    a file that is damaged behind them is still good; it is bad when one of them is missing or damaged.
+    Colours follow the stream's tag (BT.601 where there is none, as FFmpeg, OpenCV and decord do); a rotation
+    tag is applied.
 
     Args:
         path: The file.
         start: The first frame wanted.
         end: The frame after the last one wanted; None means to the end of the clip.
         max_frames: At most this many frames are decoded, from `start`.
-        choose_geometry: Given the picture's upright (width, height), says how to scale and crop it; None keeps it.
+        choose_geometry: Given the picture's upright (width, height), says how to scale and crop it; None
+            keeps it.
         threads: Decoder threads for a clip that is large enough to gain from them.
 
     Raises:

@@ -14,7 +14,7 @@ from sama_data.errors import ClipError
 
 # Above any camera; a small file can unpack to this many pixels and more.
 MAX_PIXELS = 8192 * 8192
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_FORMATS = ("PNG", "JPEG", "WEBP")
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -29,7 +29,9 @@ def decode_image(path: Path, choose_geometry: Callable[[int, int], Geometry] | N
     try:
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ClipError(path, f"is too large: {image.width}x{image.height}, at most {MAX_PIXELS} pixels")
+                raise ClipError(
+                    path, f"is too large: {image.width}x{image.height}, at most {MAX_PIXELS} pixels"
+                )
             image.load()
             upright = _to_rgb(_turn_upright(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -64,8 +66,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _fit(image: Image.Image, geometry: Geometry) -> Image.Image:
     size = (geometry.width, geometry.height)
     if image.size == (geometry.scaled_width, geometry.scaled_height):
-        box = (geometry.left, geometry.top, geometry.left + geometry.width, geometry.top + geometry.height)
-        return image if image.size == size else image.crop(box)
+        right, bottom = geometry.left + geometry.width, geometry.top + geometry.height
+        return image if image.size == size else image.crop((geometry.left, geometry.top, right, bottom))
     # The crop in the picture's own coordinates: nothing is resampled that would be cut off again.
     across = image.width / geometry.scaled_width
     down = image.height / geometry.scaled_height

@@ -88,7 +88,7 @@ def _video_stream(path: Path, container: Any) -> Any:
 def _read_frames(
     path: Path, container: Any, stream: Any, start: int, limit: int | None, writer: _FrameWriter
 ) -> tuple[int, VideoFrame | None]:
-    """Decodes up to frame `limit` and writes those from `start` on; returns the number decoded and the last one."""
+    """Decodes up to frame `limit`, writes those from `start` on; returns how many there were and the last."""
     decoded, frame = 0, None
     try:
         for frame in container.decode(stream):
@@ -180,7 +180,9 @@ def _reason(error: av.FFmpegError) -> str:
 class _FrameWriter:
     """Converts decoded frames into one growing uint8 array."""
 
-    def __init__(self, path: Path, choose_geometry: ChooseGeometry | None, capacity: int, threads: int) -> None:
+    def __init__(
+        self, path: Path, choose_geometry: ChooseGeometry | None, capacity: int, threads: int
+    ) -> None:
         self._path = path
         self._choose_geometry = choose_geometry
         self._capacity = capacity
@@ -199,7 +201,8 @@ class _FrameWriter:
             self._prepare(frame)
         elif self._size != (frame.width, frame.height):
             raise ClipError(
-                self._path, f"changes its size from {self._size} to {(frame.width, frame.height)} at frame {self._count}"
+                self._path,
+                f"changes its size from {self._size} to {(frame.width, frame.height)} at frame {self._count}",
             )
         assert self._frames is not None
         if self._count == len(self._frames):
@@ -210,7 +213,9 @@ class _FrameWriter:
     def _prepare(self, frame: VideoFrame) -> None:
         """Fixes how every frame of the clip is converted, from its first one."""
         if frame.width * frame.height > MAX_PIXELS:
-            raise ClipError(self._path, f"is too large: {frame.width}x{frame.height}, at most {MAX_PIXELS} pixels")
+            raise ClipError(
+                self._path, f"is too large: {frame.width}x{frame.height}, at most {MAX_PIXELS} pixels"
+            )
         self._size = (frame.width, frame.height)
         self._quarter_turns = round(frame.rotation / 90) % 4
         sideways = self._quarter_turns % 2 == 1
@@ -244,7 +249,7 @@ class _FrameWriter:
             interpolation=self._flags,
             threads=self._slices,
         )
-        plane = picture.planes[0]
+        plane: Any = picture.planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
         pixels = rows[:, : width * 3].reshape(height, width, 3)
         if self._quarter_turns:

@@ -34,8 +34,9 @@ class _Job:
 class SampleLoader:
     """One data-parallel rank's samples, for any step.
 
-    Stateless between steps except for caches: step k is the same whichever steps were asked for before, and the
-    slots of a step over all ranks are the same for any number of ranks. One thread uses a loader at a time.
+    Stateless between steps except for caches: step k is the same whichever steps were asked for before, and
+    the slots of a step over all ranks are the same for any number of ranks. One thread uses a loader at a
+    time.
 
     Args:
         dataset: The rows.
@@ -49,7 +50,12 @@ class SampleLoader:
     """
 
     def __init__(
-        self, dataset: Dataset, settings: LoaderSettings, data_rank: int, data_world: int, quarantine: Quarantine
+        self,
+        dataset: Dataset,
+        settings: LoaderSettings,
+        data_rank: int,
+        data_world: int,
+        quarantine: Quarantine,
     ) -> None:
         if not 0 <= data_rank < data_world:
             raise ValueError(f"data_rank {data_rank} must be in 0..{data_world - 1}")
@@ -120,7 +126,7 @@ class SampleLoader:
         return [_Job(step, draws[slot], threads) for slot in mine]
 
     def _read_job(self, job: _Job) -> tuple[Sample, bool]:
-        """Returns the first good sample among the drawn one and its stand-ins, and whether it is a stand-in."""
+        """Returns the first good sample of the drawn one and its stand-ins, and whether it is a stand-in."""
         draw = job.draw
         for attempt, (index, epoch) in enumerate(draw.stream.candidates(draw)):
             if self.health.is_bad(index):

@@ -27,10 +27,10 @@ _LOGGER = logging.getLogger("sama_data")
 def load_manifest(path: Path | str) -> Dataset:
     """Reads a manifest; its content, not its name, says whether it is Parquet or JSONL.
 
-    A row is an edit (`source, target, instruction`) or a raw clip (`video, caption`, or `image, caption`); the other
-    columns are optional. Paths are relative to the manifest. Whether the clips exist is seen when they are drawn. A
-    row without `sample_id` is named after its target and frame range. Unknown columns are passed over with one
-    warning each.
+    A row is an edit (`source, target, instruction`) or a raw clip (`video, caption`, or `image, caption`);
+    the other columns are optional. Paths are relative to the manifest. Whether the clips exist is seen when
+    they are drawn. A row without `sample_id` is named after its target and frame range. Unknown columns are
+    passed over with one warning each.
 
     Raises:
         DataError: The file is missing, unreadable, empty, or a row is wrong (the message names the row).
@@ -49,7 +49,8 @@ def load_blend(manifests: Sequence[tuple[Path | str, float]]) -> Dataset:
     """Reads several manifests into one dataset.
 
     Args:
-        manifests: (path, weight) pairs; a weight of 2 draws a manifest's rows twice as often as a weight of 1.
+        manifests: (path, weight) pairs; a weight of 2 draws a manifest's rows twice as often as a weight of
+            1.
 
     Raises:
         DataError: As `load_manifest`; or the list is empty or a weight is not above 0.
@@ -61,8 +62,8 @@ def write_jsonl(rows: Iterable[Row | Mapping[str, Any]], path: Path | str) -> No
     """Writes a manifest, whole or not at all.
 
     Args:
-        rows: Rows, whose paths are written relative to the manifest; or mappings of a manifest's own keys, whose
-            paths already are.
+        rows: Rows, whose paths are written relative to the manifest; or mappings of a manifest's own keys,
+            whose paths already are.
         path: The file; an existing one is replaced.
 
     Raises:
@@ -137,7 +138,9 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         _warn_of_unknown(path, {name for name in names if name not in KNOWN_COLUMNS})
         known = [name for name in names if name in KNOWN_COLUMNS]
         if not known:
-            raise DataError(f"{path}: no known column among {', '.join(names)}: it needs video, caption at least")
+            raise DataError(
+                f"{path}: no known column among {', '.join(names)}: it needs video, caption at least"
+            )
         # Other columns may hold whole pictures: they are not read.
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=known):
             for record in batch.to_pylist():
@@ -188,7 +191,9 @@ class _Names:
         if name in self._numbers:
             if given is not None:
                 first = f"{self._unit} {self._numbers[name]}"
-                raise DataError(f"{self._path} {self._unit} {number}: sample_id {name!r} is that of {first} already")
+                raise DataError(
+                    f"{self._path} {self._unit} {number}: sample_id {name!r} is that of {first} already"
+                )
             # One clip may be the target of several rows; their order in the manifest tells them apart.
             base, copy = name, 2
             while name in self._numbers:

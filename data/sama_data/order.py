@@ -1,7 +1,7 @@
-"""Which sample stands in which slot of which step, and which rank takes it: pure functions of a few integers.
+"""Which sample stands in which slot of a step, and which rank takes it: pure functions of a few integers.
 
-Nothing here knows files or remembers where a run stopped: step k of any run with the same manifest and seed draws
-the same samples, from whatever step it starts and on however many ranks it runs.
+Nothing here knows files or remembers where a run stopped: step k of any run with the same manifest and seed
+draws the same samples, from whatever step it starts and on however many ranks it runs.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def epoch_permutation(num_samples: int, seed: int, epoch: int, stream: int) -> N
 class EpochOrder:
     """The endless sequence of one stream's samples: epoch after epoch, each in its own order.
 
-    Draws are pure; the object keeps the orders of the latest epochs, because sorting millions of hashes takes about
-    a second. Not shared between threads.
+    Draws are pure; the object keeps the orders of the latest epochs, because sorting millions of hashes takes
+    about a second. Not shared between threads.
     """
 
     _KEPT_EPOCHS = 2
@@ -92,8 +92,8 @@ def step_draws(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns which samples a step draws from a stream, and in which epoch each of them stands.
 
-    Position p = step * per_step + j of the endless sequence is place p % num_samples of epoch p // num_samples, so
-    a step may span epochs, and every epoch visits every sample once.
+    Position p = step * per_step + j of the endless sequence is place p % num_samples of epoch p //
+    num_samples, so a step may span epochs, and every epoch visits every sample once.
 
     Args:
         num_samples: Samples of the stream, at least 1.
@@ -113,7 +113,7 @@ def step_draws(
 
 
 def deal(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
-    """Deals slots to ranks so that the ranks' total costs are near each other (longest processing time first).
+    """Deals slots to ranks so that their total costs are near each other (longest processing time first).
 
     Every rank computes the same deal. A rank may get more or fewer slots than another, or none.
 
@@ -138,8 +138,8 @@ def deal(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
 def replacement_index(num_samples: int, seed: int, epoch: int, index: int, attempt: int, stream: int) -> int:
     """Returns which sample stands in for sample `index` when it and the earlier attempts are bad.
 
-    The first attempts jump at random, so that damaged neighbours are left behind; later ones walk on from the last
-    jump, so that num_samples more attempts have seen every sample.
+    The first attempts jump at random, so that damaged neighbours are left behind; later ones walk on from the
+    last jump, so that num_samples more attempts have seen every sample.
     """
     jumps = min(attempt, RANDOM_ATTEMPTS - 1)
     landed = hash_key(seed, epoch, index, jumps, stream) % num_samples

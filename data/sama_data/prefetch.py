@@ -21,10 +21,10 @@ def prefetch_in_order(
 ) -> Generator[tuple[int, list[Result]], None, None]:
     """Yields (step, results of its jobs, in their order), while later steps' jobs run on threads.
 
-    At most `steps_ahead` steps beyond the one handed over are begun. An error of a step is raised when that step's
-    turn comes, the one of its first failed job; the iterator is over then. When the consumer stops early (close, an
-    exception, the iterator is collected), jobs that have not begun are dropped and the threads end before control
-    returns.
+    At most `steps_ahead` steps beyond the one handed over are begun. An error of a step is raised when that
+    step's turn comes, the one of its first failed job; the iterator is over then. When the consumer stops
+    early (close, an exception, the iterator is collected), jobs that have not begun are dropped and the
+    threads end before control returns.
 
     Args:
         steps: The steps, in order.

@@ -1,14 +1,13 @@
 """Motion alignment: which perturbation a clip's source gets, as a pure plan of (seed, sample, epoch).
 
-The plan holds frame indices and a tube permutation; it touches no pixel and is applied where the frames are encoded.
-Source: SAMA (arXiv 2603.19228), motion alignment; the released code for what swaps with what.
+The plan holds frame indices and a tube permutation; it touches no pixel and is applied where the frames are
+encoded. Source: SAMA (arXiv 2603.19228), motion alignment; the released code for what swaps with what.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol
 
 from sama_data.buckets import cut_length
 
@@ -24,26 +23,9 @@ PROMPT_TOKENS: dict[str, str] = {
 _WORD_BYTES = 8
 
 
-class MotionSettings(Protocol):
-    """What a plan needs to know: the tasks' weights and their parameters (the recipe's section `motion`)."""
-
-    @property
-    def none(self) -> float: ...
-    @property
-    def cube(self) -> float: ...
-    @property
-    def speed(self) -> float: ...
-    @property
-    def tube(self) -> float: ...
-    @property
-    def cube_share(self) -> float: ...
-    @property
-    def keep_length(self) -> bool: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """`MotionSettings` as plain values, with the paper's weights as defaults.
+    """What a plan needs to know of the recipe; the defaults are the paper's weights.
 
     Attributes:
         none: Weight of leaving the source as it is; the next three are weights as well.
@@ -69,9 +51,9 @@ class PretextPlan:
     Attributes:
         task: One of TASKS, or "edit" where source and target are a real pair.
         frame_indices: Which frame of the clip each frame of the source shows; BLACK_FRAME for a black one.
-        tube_order: For destination tube i (index ``t*4 + h*2 + w`` of the 2x2x2 tubes) the tube that fills it, or
-            None. The first time half has (T+1)//2 frames; lines and columns split at H//2 and W//2, and the last of
-            an odd number stays in place.
+        tube_order: For destination tube i (index ``t*4 + h*2 + w`` of the 2x2x2 tubes) the tube that fills
+            it, or None. The first time half has (T+1)//2 frames; lines and columns split at H//2 and W//2,
+            and the last of an odd number stays in place.
         prompt_token: What goes before the caption, "" for none.
     """
 
@@ -87,13 +69,13 @@ def identity_plan(num_frames: int, task: str = "none") -> PretextPlan:
 
 
 def plan_pretext(
-    motion: MotionSettings, seed: int, sample_id: str, epoch: int, num_frames: int, height: int, width: int
+    motion: Motion, seed: int, sample_id: str, epoch: int, num_frames: int, height: int, width: int
 ) -> PretextPlan:
     """Draws the perturbation of one clip in one epoch.
 
-    Pure: the same arguments give the same plan in any process, worker and version. A task that could change nothing
-    at this size (speed at under 10 frames, say) is left out of the draw; where no task with a weight is left, the
-    plan changes nothing.
+    Pure: the same arguments give the same plan in any process, worker and version. A task that could change
+    nothing at this size (speed at under 10 frames, say) is left out of the draw; where no task with a weight
+    is left, the plan changes nothing.
 
     Args:
         motion: Weights of the tasks and their parameters.
@@ -116,7 +98,7 @@ def plan_pretext(
     return identity_plan(num_frames)
 
 
-def _draw_task(motion: MotionSettings, draws: _Draws, num_frames: int, height: int, width: int) -> str:
+def _draw_task(motion: Motion, draws: _Draws, num_frames: int, height: int, width: int) -> str:
     sped_up = num_frames if motion.keep_length else cut_length(max(1, round(num_frames / 2)))
     weights = {
         "none": motion.none,
@@ -169,7 +151,7 @@ def _draw_tube_order(draws: _Draws, num_frames: int) -> tuple[int, ...]:
 
 
 class _Draws:
-    """Numbers from BLAKE2b in counter mode: defined by the standard, so no library version can change them."""
+    """Numbers from BLAKE2b in counter mode: a standard, so no library's next version can change them."""
 
     def __init__(self, seed: int, sample_id: str, epoch: int) -> None:
         self._key = f"{seed}:{epoch}:{sample_id}".encode()
@@ -178,7 +160,9 @@ class _Draws:
     def _word(self) -> int:
         salt = self._counter.to_bytes(_WORD_BYTES, "little")
         self._counter += 1
-        digest = hashlib.blake2b(self._key, digest_size=_WORD_BYTES, salt=salt, person=b"sama-pretext").digest()
+        digest = hashlib.blake2b(
+            self._key, digest_size=_WORD_BYTES, salt=salt, person=b"sama-pretext"
+        ).digest()
         return int.from_bytes(digest, "little")
 
     def uniform(self) -> float:

@@ -15,8 +15,8 @@ from sama_data.errors import DataError
 class Quarantine:
     """Appends to a run's `quarantine.jsonl`; safe between threads, and between ranks that share the file.
 
-    The file is made when the first line is written. What it already holds (an earlier life of the run, another
-    rank) is not written again, but such samples are still tried: they may have been repaired.
+    The file is made when the first line is written. What it already holds (an earlier life of the run,
+    another rank) is not written again, but such samples are still tried: they may have been repaired.
 
     Args:
         path: The file.
@@ -47,7 +47,9 @@ class Quarantine:
             try:
                 return self._append(entry)
             except OSError as error:
-                raise DataError(f"{self.path}: cannot write the quarantine: {error.strerror or error}") from error
+                raise DataError(
+                    f"{self.path}: cannot write the quarantine: {error.strerror or error}"
+                ) from error
 
     def _append(self, entry: dict[str, object]) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,8 @@ class Quarantine:
             self._read_new_lines(file)
             if entry["sample_id"] in self._known:
                 return False
-            # One write: readers and other ranks never see half a line. A torn last line, left by a kill, is closed.
+            # One write: readers and other ranks never see half a line. A torn last line, left by a kill, is
+            # closed.
             line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
             file.write(line if self._ends_with_newline(file) else b"\n" + line)
             file.flush()
@@ -83,7 +86,7 @@ class Quarantine:
 
 
 def _lock_if_possible(file: BinaryIO) -> None:
-    """Takes the file's lock until it is closed; some network file systems have none, and a double line does no harm."""
+    """Locks the file until it is closed; where a file system has no locks, a double line does no harm."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:

@@ -94,8 +94,8 @@ def parse_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
         place: Names the row in errors, like "clips.jsonl line 3".
 
     Returns:
-        `source` (or None), `target` as written in the manifest, `text`, `sample_id` (or None), `kind` and every
-        optional column, None where absent (frame_start 0).
+        `source` (or None), `target` as written in the manifest, `text`, `sample_id` (or None), `kind` and
+        every optional column, None where absent (frame_start 0).
 
     Raises:
         DataError: A needed key is absent or a value has the wrong type or range.
@@ -104,7 +104,9 @@ def parse_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     source, target, text = _paths_and_text(present, record, place)
     row: dict[str, Any] = {"source": source, "target": target, "text": text, "kind": kind_of(target)}
     if source is not None and kind_of(source) != row["kind"]:
-        raise DataError(f"{place}: source {source!r} and target {target!r} must both be images or both be videos")
+        raise DataError(
+            f"{place}: source {source!r} and target {target!r} must both be images or both be videos"
+        )
     for column in ("sample_id", *TEXT_COLUMNS):
         row[column] = _text(present, column, place) if column in present else None
     for column, least in COUNT_COLUMNS.items():
@@ -128,10 +130,11 @@ def kind_of(path: str) -> Kind:
 def _paths_and_text(
     present: Mapping[str, Any], record: Mapping[str, Any], place: str
 ) -> tuple[str | None, str, str]:
-    if "source" in present or "target" in present:
-        needed = ("source", "target", "instruction")
+    is_edit = "source" in present or "target" in present
+    if is_edit:
+        needed = ["source", "target", "instruction"]
     else:
-        needed = ("image" if "image" in present else "video", "caption")
+        needed = ["image" if "image" in present else "video", "caption"]
     missing = [key for key in needed if key not in present]
     if missing:
         found = ", ".join(str(key) for key in record) or "nothing"
@@ -139,8 +142,8 @@ def _paths_and_text(
             f"{place}: needs source, target, instruction (an edit) or video, caption (a raw clip); "
             f"no {missing[0]!r} among its keys: {found}"
         )
-    values = [_text(present, key, place) for key in needed]
-    return (values[0], values[1], values[2]) if len(values) == 3 else (None, values[0], values[1])
+    *source, target, text = (_text(present, key, place) for key in needed)
+    return (source[0] if is_edit else None), target, text
 
 
 def _is_absent(value: Any) -> bool:

@@ -25,8 +25,8 @@ class Sample:
         kind: "image" or "video": the stream that drew it.
         task: "edit" for a pair, else the perturbation: "none", "cube", "speed" or "tube".
         edit_task: The manifest's name for the kind of edit, where it has one.
-        source_frames: ``[T, H, W, 3]`` uint8 RGB, unperturbed: `plan` is still to be applied. The same array as
-            `target_frames` for a raw clip. Both may be shared with a cache: not to be changed in place.
+        source_frames: ``[T, H, W, 3]`` uint8 RGB, unperturbed: `plan` is still to be applied. The same array
+            as `target_frames` for a raw clip. Both may be shared with a cache: not to be changed in place.
         target_frames: ``[T, H, W, 3]`` uint8 RGB, T = 4k+1.
         plan: How the source that the model sees is made from `source_frames`.
         prompt: What the text encoder reads.

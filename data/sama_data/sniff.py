@@ -10,15 +10,13 @@ from sama_data.errors import ClipError
 
 STILL_IMAGE = "image"
 
-# The first bytes, at an offset, and what they mean: STILL_IMAGE or the name of FFmpeg's demuxer. Naming the demuxer
-# saves probing, and keeps text that FFmpeg would take for a playlist (HLS, concat) from opening other files.
+# The first bytes, at an offset, and what they mean: STILL_IMAGE or the name of FFmpeg's demuxer. Naming the
+# demuxer saves probing, and keeps text that FFmpeg would take for a playlist (HLS, concat) from opening other
+# files.
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG\r\n\x1a\n", STILL_IMAGE),
     (0, b"\xff\xd8\xff", STILL_IMAGE),
     (8, b"WEBP", STILL_IMAGE),
-    (0, b"BM", STILL_IMAGE),
-    (0, b"II*\x00", STILL_IMAGE),
-    (0, b"MM\x00*", STILL_IMAGE),
     (4, b"ftyp", "mov"),
     (4, b"moov", "mov"),
     (4, b"mdat", "mov"),

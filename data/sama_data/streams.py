@@ -41,8 +41,8 @@ class Draw:
 class Stream:
     """The rows of one kind, as an endless sequence.
 
-    A part of weight w fills round(w * rows) places of an epoch. Its own passes count separately, so that a row drawn
-    twice in an epoch of the stream gets two epochs of its own: other noise, another perturbation.
+    A part of weight w fills round(w * rows) places of an epoch. Its own passes count separately, so that a
+    row drawn twice in an epoch of the stream gets two epochs of its own: other noise, another perturbation.
     """
 
     def __init__(self, dataset: Dataset, kind: Kind, per_step: int, seed: int) -> None:
@@ -71,7 +71,7 @@ class Stream:
         return [Draw(first_slot + number, self, place, epoch) for number, (place, epoch) in enumerate(pairs)]
 
     def candidates(self, draw: Draw) -> Iterator[tuple[int, int]]:
-        """Yields (row index, the row's own epoch): the drawn row, then its stand-ins until all rows were named."""
+        """Yields (row index, the row's own epoch): the drawn row, then stand-ins until all rows were named."""
         yield self._row_of(draw.place, draw.epoch)
         for attempt in range(RANDOM_ATTEMPTS + self.num_places):
             place = replacement_index(
@@ -98,7 +98,10 @@ def make_streams(dataset: Dataset, settings: LoaderSettings) -> list[Stream]:
     Raises:
         DataError: No stream is left.
     """
-    wanted: list[tuple[Kind, int]] = [("image", settings.images_per_step), ("video", settings.videos_per_step)]
+    wanted: list[tuple[Kind, int]] = [
+        ("image", settings.images_per_step),
+        ("video", settings.videos_per_step),
+    ]
     streams = []
     for kind, per_step in wanted:
         if per_step == 0:
@@ -117,7 +120,9 @@ def make_streams(dataset: Dataset, settings: LoaderSettings) -> list[Stream]:
             )
     if not streams:
         kinds = " and ".join(f"{kind}s ({per_step} per step)" for kind, per_step in wanted if per_step)
-        raise DataError(f"{dataset.name}: no row for the wanted {kinds}: set data.images_per_step or videos_per_step")
+        raise DataError(
+            f"{dataset.name}: no row for the wanted {kinds}: set data.images_per_step or videos_per_step"
+        )
     return streams
 
 

@@ -22,7 +22,5 @@ def choose_backend(operation: str, requested: str, built: Sequence[str] = ("refe
     if requested == "auto":
         return built[0]
     if requested not in built:
-        raise ValueError(
-            f"kernels: {operation} has no {requested!r} backend: use auto or {', '.join(built)}"
-        )
+        raise ValueError(f"kernels: {operation} has no {requested!r} backend: use auto or {', '.join(built)}")
     return requested

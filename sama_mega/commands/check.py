@@ -27,9 +27,7 @@ class BucketTokens:
     video_sequence: int
 
 
-def run(
-    recipe: str | Path, overrides: Sequence[str], num_ranks: int | None = None, as_json: bool = False
-) -> int:
+def run(recipe: str | Path, overrides: Sequence[str], num_ranks: int | None = None, as_json: bool = False) -> int:
     """Validate a recipe and print its layout, its sequence lengths and warnings.
 
     Args:
@@ -122,13 +120,10 @@ def other_warnings(recipe: Recipe, layout: Layout) -> list[str]:
     if start is None and recipe.train.stage == 1:
         warnings.append("checkpoint.init_from is null: stage 1 starts from random weights")
     if per_step < layout.data:
-        warnings.append(
-            f"{per_step} samples a step leave {layout.data - per_step} of {layout.data} data ranks idle"
-        )
+        warnings.append(f"{per_step} samples a step leave {layout.data - per_step} of {layout.data} data ranks idle")
     if recipe.optimizer.warmup_steps >= recipe.train.steps:
         warnings.append(
-            f"optimizer.warmup_steps ({recipe.optimizer.warmup_steps}) never ends: "
-            f"train.steps is {recipe.train.steps}"
+            f"optimizer.warmup_steps ({recipe.optimizer.warmup_steps}) never ends: train.steps is {recipe.train.steps}"
         )
     return warnings
 
@@ -138,10 +133,7 @@ def _print_report(
 ) -> None:
     train, data, model = recipe.train, recipe.data, recipe.model
     print(f"recipe     {name}: stage {train.stage}, {train.steps} steps, run folder {train.run_folder}")
-    print(
-        f"model      {model.num_layers} layers of width {model.dim}, "
-        f"{model.num_heads} heads of {model.head_dim}"
-    )
+    print(f"model      {model.num_layers} layers of width {model.dim}, {model.num_heads} heads of {model.head_dim}")
     print(f"layout     {layout.describe()}")
     print(f"ranks      {_describe_groups(layout)}")
     print(
@@ -151,8 +143,7 @@ def _print_report(
     )
     print(f"samples    {samples['image']} images and {samples['video']} videos in the manifests that exist")
     print(
-        f"tokens     source + {recipe.anchor.num_tokens} semantic + target; "
-        f"clips of at most {data.max_frames} frames"
+        f"tokens     source + {recipe.anchor.num_tokens} semantic + target; clips of at most {data.max_frames} frames"
     )
     print("           bucket       image  sequence    video  sequence  per rank")
     split = layout.context * (layout.tensor if layout.sequence else 1)

@@ -137,12 +137,7 @@ def _apply_overrides(values: dict[str, Any], overrides: Iterable[str], source: s
 def _keep_the_overridden_dataset(data: Any, overridden: Mapping[str, str]) -> None:
     """Let an overridden manifest replace the recipe's blend, and the other way round; mutates `data`."""
     for key, other in (("manifest", "blend"), ("blend", "manifest")):
-        if (
-            f"data.{key}" in overridden
-            and f"data.{other}" not in overridden
-            and isinstance(data, dict)
-            and data[key]
-        ):
+        if f"data.{key}" in overridden and f"data.{other}" not in overridden and isinstance(data, dict) and data[key]:
             data.pop(other, None)
 
 

@@ -128,9 +128,7 @@ class ModelRecipe(Section):
         if self.time_features % 2:
             raise BrokenRule("time_features", self.time_features, "must be even: half cosines, half sines")
         if self.patch_size[0] != 1:
-            raise BrokenRule(
-                "patch_size", list(self.patch_size), "must start with 1: one latent frame a patch"
-            )
+            raise BrokenRule("patch_size", list(self.patch_size), "must start with 1: one latent frame a patch")
         if self.out_channels != self.in_channels:
             rule = f"must equal model.in_channels ({self.in_channels}): the velocity has the latents' shape"
             raise BrokenRule("out_channels", self.out_channels, rule)
@@ -179,9 +177,7 @@ class DataRecipe(Section):
         if self.manifest is not None and self.blend:
             raise BrokenRule("manifest", self.manifest, "and data.blend are both set: keep one of them")
         if self.images_per_step + self.videos_per_step == 0:
-            raise BrokenRule(
-                "videos_per_step", 0, "and data.images_per_step are both 0: a step needs a sample"
-            )
+            raise BrokenRule("videos_per_step", 0, "and data.images_per_step are both 0: a step needs a sample")
         if (self.max_frames - 1) % FRAMES_PER_LATENT:
             lower = self.max_frames - (self.max_frames - 1) % FRAMES_PER_LATENT
             rule = f"must be 4k+1 frames: use {lower} or {lower + FRAMES_PER_LATENT}"

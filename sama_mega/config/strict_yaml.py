@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -30,34 +30,27 @@ _KEY_SCALAR = "tag:yaml.org,2002:str"
 class _RecipeLoader(yaml.SafeLoader):
     """Safe loader with the scalars above only."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse aliases: a recipe says each value where it is used."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not allowed in a recipe", problem_mark=mark
-            )
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed in a recipe", problem_mark=mark)
         return super().compose_node(parent, index)
 
 
 class _RecipeDumper(yaml.SafeDumper):
     """Safe dumper that quotes exactly the text that `_RecipeLoader` would read as something else."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def ignore_aliases(self, data: Any) -> bool:
         """Write values out each time."""
         return True
 
 
-for _tag, _pattern, _first in _SCALARS:
-    _expression = re.compile(f"^(?:{_pattern})$")
-    for _class in (_RecipeLoader, _RecipeDumper):
-        _class.add_implicit_resolver(
-            _tag, _expression, ["" if letter == "\0" else letter for letter in _first]
-        )
+for _class in (_RecipeLoader, _RecipeDumper):
+    _class.yaml_implicit_resolvers = {}  # none of PyYAML's own
+    for _tag, _pattern, _first in _SCALARS:
+        _expression = re.compile(f"^(?:{_pattern})$")
+        _class.add_implicit_resolver(_tag, _expression, ["" if letter == "\0" else letter for letter in _first])
 
 
 @dataclass
@@ -89,9 +82,7 @@ def parse_document(text: str, source: str) -> Document:
         loader = _RecipeLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(
-                f"{source}: a recipe must be a mapping of sections (model:, train:, ...); this is not"
-            )
+            raise ConfigError(f"{source}: a recipe must be a mapping of sections (model:, train:, ...); this is not")
         document = Document({})
         _collect_lines(node, "", document.lines, source)
         document.values = loader.construct_document(node)
@@ -116,9 +107,7 @@ def _collect_lines(node: yaml.Node, prefix: str, lines: dict[str, int], source: 
             raise ConfigError(f"{source}:{line}: a key under {prefix or 'the top level'} is not a plain name")
         dotted = f"{prefix}.{key_node.value}" if prefix else key_node.value
         if dotted in lines:
-            raise ConfigError(
-                f"{source}:{line}: {dotted} is set twice (first on line {lines[dotted]}): keep one"
-            )
+            raise ConfigError(f"{source}:{line}: {dotted} is set twice (first on line {lines[dotted]}): keep one")
         lines[dotted] = line
         _collect_lines(value_node, dotted, lines, source)
 

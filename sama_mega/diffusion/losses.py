@@ -1,7 +1,8 @@
 """Losses of one micro-batch as its share of the global batch's mean over samples.
 
-A loss is a mean within a sample, then a weighted mean over all samples of the optimizer step, wherever they run.
-So each rank divides by the *global* sum of sample weights, and plain sums over micro-batches and ranks finish it.
+A loss is a mean within a sample, then a weighted mean over all samples of the optimizer step, wherever they
+run. So each rank divides by the *global* sum of sample weights, and plain sums over micro-batches and ranks
+finish it.
 """
 
 from __future__ import annotations

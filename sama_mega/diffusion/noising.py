@@ -111,12 +111,8 @@ def noise_latents(
     Returns:
         The noisy latents in the latents' dtype, and the velocity in float32.
     """
-    noise = random_normal_batch(
-        seed, sample_indices, epochs, Stream.LATENT_NOISE, latents.shape[1:], latents.device
-    )
-    return Noised(
-        add_noise(latents, noise, sigmas, backend=backend), velocity_target(latents, noise, backend=backend)
-    )
+    noise = random_normal_batch(seed, sample_indices, epochs, Stream.LATENT_NOISE, latents.shape[1:], latents.device)
+    return Noised(add_noise(latents, noise, sigmas, backend=backend), velocity_target(latents, noise, backend=backend))
 
 
 def noise_semantic_features(
@@ -152,9 +148,7 @@ def noise_semantic_features(
     )
 
 
-def semantic_target(
-    features: Tensor, noise: Tensor, target: SemanticTarget, *, backend: str = "auto"
-) -> Tensor:
+def semantic_target(features: Tensor, noise: Tensor, target: SemanticTarget, *, backend: str = "auto") -> Tensor:
     """What the semantic head predicts: the features' velocity (released code) or the features (paper).
 
     Returns:
@@ -170,9 +164,7 @@ def semantic_target(
     raise ValueError(f"anchor.target ({target!r}) must be 'velocity' or 'clean'")
 
 
-def semantic_prediction_to_velocity(
-    prediction: Tensor, noisy: Tensor, sigma: float, target: SemanticTarget
-) -> Tensor:
+def semantic_prediction_to_velocity(prediction: Tensor, noisy: Tensor, sigma: float, target: SemanticTarget) -> Tensor:
     """The velocity that a semantic prediction means, for sampling.
 
     From noisy = (1 - sigma) clean + sigma noise: velocity = noise - clean = (noisy - clean) / sigma.

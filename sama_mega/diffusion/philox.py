@@ -115,7 +115,7 @@ def random_normal_batch(
 ) -> Tensor:
     """Standard normal numbers by Box and Muller on consecutive pairs of words.
 
-    Arguments as `random_bits_batch`, with one sample's shape in place of the count. The largest value is 5.77.
+    Arguments as `random_bits_batch`, with one sample's shape in place of the count. No value exceeds 5.77.
 
     Returns:
         ``[B, *shape]`` float32, contiguous.

@@ -72,12 +72,8 @@ def sample_edit(
         latents = latents + velocity.float() * size
         if semantic is not None:
             if semantic_out is None:
-                raise ValueError(
-                    "the model returned no semantic velocity for the semantic features it was given"
-                )
-            moved = semantic_prediction_to_velocity(
-                semantic_out.float(), semantic, levels[step], semantic_target
-            )
+                raise ValueError("the model returned no semantic velocity for the semantic features it was given")
+            moved = semantic_prediction_to_velocity(semantic_out.float(), semantic, levels[step], semantic_target)
             semantic = semantic + moved * size
         if on_step is not None:
             on_step(step + 1)

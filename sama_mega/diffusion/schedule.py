@@ -51,7 +51,7 @@ class FlowMatchingSchedule:
             num_steps: Euler steps.
 
         Returns:
-            sigmas ``[num_steps + 1]``, from 1 to 0 inclusive, and timesteps ``[num_steps]``; float32 on the CPU.
+            sigmas ``[num_steps + 1]``, from 1 to 0 inclusive, and timesteps ``[num_steps]``; float32, CPU.
 
         Raises:
             ValueError: num_steps is less than 1.

@@ -39,49 +39,47 @@ BLOCK = (4, 8, 8)
 COLOUR_AXES = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 
 CHANNEL_MEAN: tuple[float, ...] = (
-    -4.6295,
-    -0.005,
-    0.0001,
-    -0.0008,
-    -0.0336,
-    -0.0378,
-    -0.0041,
-    0.0007,
-    0.0001,
-    0.6431,
-    -0.0008,
-    0.0011,
+    -3.7169,
+    0.0056,
+    0.0075,
+    -0.0006,
+    -0.0217,
+    -0.0194,
+    -0.002,
+    0.0009,
+    -0.0004,
+    0.6262,
+    -0.0013,
+    -0.0046,
     0.0003,
-    0.2929,
-    0.0002,
-    0.0069,
+    0.3008,
+    0.0026,
+    0.001,
 )
 CHANNEL_STD: tuple[float, ...] = (
-    10.1293,
-    2.6024,
-    2.4585,
-    0.9711,
-    1.0247,
-    0.9343,
-    0.7218,
-    0.3818,
-    0.3973,
-    5.3597,
-    1.3496,
-    1.4076,
-    0.5715,
-    3.6649,
-    1.0008,
-    1.0674,
+    10.7183,
+    2.3458,
+    2.2299,
+    0.8699,
+    0.9618,
+    0.8782,
+    1.485,
+    0.4401,
+    0.4569,
+    5.5627,
+    1.3583,
+    1.425,
+    0.5716,
+    3.837,
+    1.0132,
+    1.0792,
 )
 
 
 def cosine_basis(length: int) -> Tensor:
     """Returns the orthonormal DCT-II basis [frequency, position] float64."""
     position = torch.arange(length, dtype=torch.float64)
-    basis = torch.cos(
-        math.pi * (position + 0.5) * torch.arange(length, dtype=torch.float64)[:, None] / length
-    )
+    basis = torch.cos(math.pi * (position + 0.5) * torch.arange(length, dtype=torch.float64)[:, None] / length)
     basis *= math.sqrt(2.0 / length)
     basis[0] /= math.sqrt(2.0)
     return basis
@@ -93,9 +91,7 @@ def block_basis() -> Tensor:
     colours = colours / colours.norm(dim=1, keepdim=True)
     bases = [cosine_basis(length) for length in BLOCK]
     rows = [
-        torch.einsum(
-            "c,t,h,w->cthw", colours[axis], bases[0][time], bases[1][down], bases[2][across]
-        ).flatten()
+        torch.einsum("c,t,h,w->cthw", colours[axis], bases[0][time], bases[1][down], bases[2][across]).flatten()
         for axis, time, down, across in COEFFICIENTS
     ]
     return torch.stack(rows).float()

@@ -28,9 +28,7 @@ def hashed_unit_vector(text: str, dim: int) -> Tensor:
     """
     digest = hashlib.shake_256(text.encode()).digest(8 * dim)
     words = [int.from_bytes(digest[2 * i : 2 * i + 2], "little") for i in range(4 * dim)]
-    values = torch.tensor(
-        [sum(words[4 * i : 4 * i + 4]) - 2 * 65535 for i in range(dim)], dtype=torch.float64
-    )
+    values = torch.tensor([sum(words[4 * i : 4 * i + 4]) - 2 * 65535 for i in range(dim)], dtype=torch.float64)
     return (values / values.norm()).float()
 
 

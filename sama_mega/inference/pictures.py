@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 Frames = np.ndarray
 """[T, H, W, 3] uint8, RGB."""
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+"""The second where Pillow was built without FreeType."""
 
 _MAX_COLUMNS = 8
 _MIN_CELL_WIDTH, _MAX_CELL_WIDTH = 128, 240
@@ -21,7 +23,7 @@ _GAP_PIXELS = 4
 _FONT_PIXELS = 16
 _LINE_PIXELS = 22
 _BACKGROUND, _INK = (255, 255, 255), (20, 20, 20)
-# PyAV's numbers for "ITU-R BT.601", the matrix that readers assume for small untagged video, and limited range.
+# FFmpeg's numbers for BT.601, the matrix that readers assume for small untagged video, and limited range.
 _BT601_525 = 6
 _LIMITED_RANGE = 1
 # Close to the eye's limit and still small; the index goes first, so that a browser can start at once.
@@ -81,8 +83,8 @@ def grid_picture(rows: Sequence[tuple[str, Frames]], path: Path, title: str = ""
 def write_video(path: Path, frames: Frames, fps: float) -> None:
     """Writes an H.264 mp4 that any player shows; the file appears whole or not at all.
 
-    yuv420p needs even sizes: an odd width or height is padded by repeating its last column or line. Colours are
-    converted and tagged as BT.601, limited range.
+    yuv420p needs even sizes: an odd width or height is padded by repeating its last column or line. Colours
+    are converted and tagged as BT.601, limited range.
 
     Args:
         path: The mp4; replaced whole.
@@ -119,9 +121,7 @@ def _encode(path: Path, frames: Frames, rate: Fraction) -> None:
         container.mux(stream.encode(None))
 
 
-def _strip(
-    label: str, frames: Frames, columns: int, cell_width: int, width: int, font: ImageFont.FreeTypeFont
-) -> Image.Image:
+def _strip(label: str, frames: Frames, columns: int, cell_width: int, width: int, font: Font) -> Image.Image:
     """One clip: its label, then evenly spaced frames side by side with their numbers."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int))
     cell_height = max(1, round(cell_width * frames.shape[1] / frames.shape[2]))
@@ -129,16 +129,14 @@ def _strip(
     method = Image.Resampling.NEAREST if frames.shape[2] < cell_width else Image.Resampling.LANCZOS
     strip = Image.new("RGB", (width, _LINE_PIXELS + cell_height + _GAP_PIXELS), _BACKGROUND)
     numbers = ", ".join(str(index) for index in chosen)
-    ImageDraw.Draw(strip).text(
-        (_GAP_PIXELS, 1), f"{label}   (frames {numbers} of {len(frames)})", fill=_INK, font=font
-    )
+    ImageDraw.Draw(strip).text((_GAP_PIXELS, 1), f"{label}   (frames {numbers} of {len(frames)})", fill=_INK, font=font)
     for column, index in enumerate(chosen):
         cell = Image.fromarray(frames[index]).resize((cell_width, cell_height), method)
         strip.paste(cell, (_GAP_PIXELS + column * (cell_width + _GAP_PIXELS), _LINE_PIXELS))
     return strip
 
 
-def _broken(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _broken(text: str, font: Font, width: int) -> list[str]:
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -151,9 +149,7 @@ def _broken(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 def _checked(name: str, frames: Frames) -> Frames:
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(
-            f"{name}: frames must be uint8 [T, H, W, 3] and not empty, not {frames.dtype} {frames.shape}"
-        )
+        raise ValueError(f"{name}: frames must be uint8 [T, H, W, 3] and not empty, not {frames.dtype} {frames.shape}")
     return frames
 
 

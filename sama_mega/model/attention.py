@@ -102,9 +102,7 @@ class CrossAttention(AttentionHeads):
     def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
         super().__init__(recipe, config, context)
         self.q = ColumnLinear(self.full_width, self.full_width, config, context)
-        self.linear_kv = ColumnLinear(
-            self.full_width, 2 * self.full_width, config, context, gather_sequence=False
-        )
+        self.linear_kv = ColumnLinear(self.full_width, 2 * self.full_width, config, context, gather_sequence=False)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         """``[s, B, dim]`` and whole text ``[L, B, dim]`` -> ``[s, B, dim]``."""

@@ -68,9 +68,7 @@ class SamaBlock(nn.Module):
         self.cross_attn = CrossAttention(recipe, config, context)
         self.ffn = FeedForward(recipe, config, context)
 
-    def forward(
-        self, x: Tensor, time_modulation: Tensor, text: Tensor, rope: RopeTables, num_tokens: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, time_modulation: Tensor, text: Tensor, rope: RopeTables, num_tokens: int) -> Tensor:
         """Runs the block on this rank's tokens.
 
         Args:
@@ -84,13 +82,9 @@ class SamaBlock(nn.Module):
             ``[s, B, dim]``.
         """
         modulation = self.modulation + time_modulation
-        shift_attention, scale_attention, gate_attention, shift_ffn, scale_ffn, gate_ffn = modulation.unbind(
-            1
-        )
+        shift_attention, scale_attention, gate_attention, shift_ffn, scale_ffn, gate_ffn = modulation.unbind(1)
         attention_input = adaln(x, shift_attention, scale_attention, eps=self.eps, backend=self.ops)
-        x = gate_residual(
-            x, self.self_attn(attention_input, rope, num_tokens), gate_attention, backend=self.ops
-        )
+        x = gate_residual(x, self.self_attn(attention_input, rope, num_tokens), gate_attention, backend=self.ops)
         x = x + self.cross_attn(self.norm3(x), text)
         ffn_input = adaln(x, shift_ffn, scale_ffn, eps=self.eps, backend=self.ops)
         return gate_residual(x, self.ffn(ffn_input), gate_ffn, backend=self.ops)

@@ -84,9 +84,7 @@ class SamaDiT(MegatronModule):
         if recipe.model.roles == "segment":
             self.segment_embedding = SegmentEmbedding(recipe.model.dim, config, context)
         self.siglip_feat_mlp = SemanticFeatureMLP(recipe, config, context)
-        self.blocks = nn.ModuleList(
-            SamaBlock(recipe, config, context) for _ in range(recipe.model.num_layers)
-        )
+        self.blocks = nn.ModuleList(SamaBlock(recipe, config, context) for _ in range(recipe.model.num_layers))
         self.head = VelocityHead(recipe, config, context)
         self.semantic_head = SemanticHead(recipe, config, context)
 
@@ -134,9 +132,7 @@ class SamaDiT(MegatronModule):
             return ModelOutput(velocity, self._semantic_velocity(layout, hidden), None)
         return ModelOutput(velocity, None, self._semantic_loss_share(layout, hidden, semantic_target))
 
-    def _token_layout(
-        self, latents: Tensor, source_latents: Tensor | None, semantic: Tensor | None
-    ) -> TokenLayout:
+    def _token_layout(self, latents: Tensor, source_latents: Tensor | None, semantic: Tensor | None) -> TokenLayout:
         patch_size = self.recipe.model.patch_size
         return TokenLayout(
             source_grid=None if source_latents is None else patch_grid(source_latents, patch_size),

@@ -44,7 +44,8 @@ _GIT_TIMEOUT_SECONDS = 20
 def describe_environment() -> dict[str, Any]:
     """Collects JSON values that tell where and from what this process runs.
 
-    `git` is null outside a checkout (an installed wheel, no git program); the diff is cut at a million characters.
+    `git` is null outside a checkout (an installed wheel, no git program); the diff is cut at a million
+    characters.
     """
     return {
         "command": shlex.join(sys.orig_argv),

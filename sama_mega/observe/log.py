@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 PROGRESS_LOGGER = "sama_mega.progress"
-"""Lines of numbers every few steps: they go to the log file, and to the terminal only where no bar is drawn."""
+"""Numbers every few steps: they go to the log file, and to the terminal only where no bar is drawn."""
 
 _PACKAGES = ("sama_mega", "sama_data", "sama_kernels")
 

@@ -26,8 +26,8 @@ class MetricsFile:
     def open(self, start_step: int) -> int:
         """Keeps the rows of steps up to start_step, drops the others, and opens the file for appending.
 
-        A step that an earlier life ran beyond its last checkpoint is run again now, so its old row goes. A torn
-        last line (a kill in the middle of a write) goes too.
+        A step that an earlier life ran beyond its last checkpoint is run again now, so its old row goes. A
+        torn last line (a kill in the middle of a write) goes too.
 
         Args:
             start_step: Finished optimizer steps in the state that was resumed, 0 for a new run.
@@ -40,7 +40,7 @@ class MetricsFile:
         """
         try:
             dropped = self._cut(start_step)
-            self._file = open(self.path, "a", encoding="utf-8")
+            self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise MetricsError(f"{self.path} cannot be written: {error.strerror or error}") from error
         return dropped

@@ -26,9 +26,7 @@ def stderr_is_terminal() -> bool:
 class SpeedMeter:
     """Samples a second and time left, from the wall time of the last steps."""
 
-    def __init__(
-        self, clock: Callable[[], float] = time.monotonic, window_steps: int = _WINDOW_STEPS
-    ) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, window_steps: int = _WINDOW_STEPS) -> None:
         """Starts empty.
 
         Args:
@@ -65,8 +63,8 @@ class SpeedMeter:
 class RunProgress:
     """Shows the steps of one run.
 
-    On a terminal a bar carries step, loss, samples a second, time left and the share of time spent waiting for
-    data. The same numbers go as a plain line to the progress logger every `log_every` steps.
+    On a terminal a bar carries step, loss, samples a second, time left and the share of time spent waiting
+    for data. The same numbers go as a plain line to the progress logger every `log_every` steps.
     """
 
     def __init__(
@@ -102,13 +100,11 @@ class RunProgress:
     def start(self) -> None:
         """Shows the bar."""
         if self._bar is not None:
-            self._task = self._bar.add_task(
-                self._label, total=self._total, completed=self._start, numbers="starting"
-            )
+            self._task = self._bar.add_task(self._label, total=self._total, completed=self._start, numbers="starting")
             self._bar.start()
 
     def step(self, row: Mapping[str, Any]) -> None:
-        """Takes one row of metrics: step, loss, parts, norm, rate, seconds, data wait, samples_seen, skipped."""
+        """Takes one finished step as its row of metrics.jsonl (`train.report.StepReport.as_row`)."""
         step = int(row["step"])
         self._meter.mark(step, int(row["samples_seen"]))
         if self._bar is not None and self._task is not None:

@@ -1,7 +1,7 @@
 """MLflow tracking that training never waits for and never fails by.
 
-Metrics go into a queue; one background thread imports mlflow, opens the run and sends batches. While the server is
-down the queue keeps the newest rows and the thread tries again; metrics.jsonl has all of them in any case.
+Metrics go into a queue; one background thread imports mlflow, opens the run and sends batches. While the
+server is down the queue keeps the newest rows and the thread tries again; metrics.jsonl has all in any case.
 """
 
 from __future__ import annotations
@@ -113,9 +113,7 @@ class MlflowTracker:
         if full:
             self._wake.set()
 
-    def close(
-        self, status: TrackerStatus, end_files: tuple[EndFile, ...] = (), timeout_seconds: float = 30.0
-    ) -> None:
+    def close(self, status: TrackerStatus, end_files: tuple[EndFile, ...] = (), timeout_seconds: float = 30.0) -> None:
         """Sends what is left, stores the last files and ends the MLflow run; may be called twice.
 
         Args:
@@ -145,9 +143,7 @@ class MlflowTracker:
                 self._send_pending()
                 if closing is not None:
                     self._finish(*closing)
-            except (
-                Exception
-            ) as error:  # a tracker in trouble must not stop a training run, whatever it raises
+            except Exception as error:  # a tracker in trouble must not stop a training run, whatever it raises
                 self._warn(
                     f"MLflow ({self._shown_uri()}) does not answer ({_root_cause(error)}): "
                     "metrics.jsonl goes on, and sending is tried again"
@@ -204,9 +200,7 @@ class MlflowTracker:
         experiment = self._client.get_experiment_by_name(self._settings.experiment)
         if experiment is None:
             location = _artifact_location(self._settings.uri)
-            experiment_id = self._client.create_experiment(
-                self._settings.experiment, artifact_location=location
-            )
+            experiment_id = self._client.create_experiment(self._settings.experiment, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
         tags = {name: value[:_TAG_CHARACTERS] for name, value in self._settings.tags.items()}
@@ -298,20 +292,20 @@ def _make_database_folder(uri: str) -> None:
 
 
 def _artifact_location(uri: str) -> str | None:
-    """Beside a SQLite file; a server decides for itself. MLflow's own default litters the working directory."""
+    """Beside a SQLite file; a server decides for itself. MLflow's default litters the working directory."""
     database = _sqlite_path(uri)
     return None if database is None else (database.parent / "mlflow-artifacts").absolute().as_uri()
 
 
 def _mlflow_client(uri: str) -> Any:
-    # Set before the import, which reads them: no telemetry, no search for a git program, no minutes of retries.
+    # Set before the import, which reads them: no telemetry, no search for git, no minutes of retries.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow.tracking import MlflowClient
 
-    # It would tell of new tables and print pages of tracebacks across the progress bar; errors come back to us.
+    # It tells of new tables and prints pages of tracebacks across the progress bar; errors come back to us.
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)

@@ -1,7 +1,7 @@
 """Writes and reads sharded tensors in megatron-core's `torch_dist` checkpoint format.
 
-A rank writes its own pieces and reads the pieces it needs, whatever layout wrote them. Failures reach every rank:
-a rank that raised alone would leave the others waiting in a collective.
+A rank writes its own pieces and reads the pieces it needs, whatever layout wrote them. Failures reach every
+rank: a rank that raised alone would leave the others waiting in a collective.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ NAMES_SHOWN = 3
 def save_sharded(state: ShardedState, folder: Path, common: Mapping[str, Any] | None = None) -> None:
     """Writes a checkpoint; every rank calls it with its own pieces.
 
-    The folder is complete once this returns; `metadata.json`, written last, marks it. Renaming it from a temporary
-    name is the caller's part.
+    The folder is complete once this returns; `metadata.json`, written last, marks it. Renaming it from a
+    temporary name is the caller's part.
 
     Args:
         state: From `shard_parameters`, `shard_flat_run` or the optimizer, merged.
@@ -140,8 +140,8 @@ def read_common(folder: Path) -> dict[str, Any]:
 def _write_pieces(pieces: dict[str, ShardedTensor], folder: Path) -> None:
     """Writes this rank's pieces within this process.
 
-    megatron's own strategy forks writers, which can inherit a held lock from a data-loading thread and then never
-    return; torch's writer produces the same files with threads, and its failures reach all ranks.
+    megatron's own strategy forks writers, which can inherit a held lock from a data-loading thread and then
+    never return; torch's writer produces the same files with threads, and its failures reach all ranks.
     """
     by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(pieces, keep_only_main_replica=True)
     torch_checkpoint.save(
@@ -168,9 +168,7 @@ def _read_entries(folder: Path) -> dict[str, TensorStorageMetadata]:
     return {key: entry for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
-def _require_match(
-    wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], folder: Path
-) -> None:
+def _require_match(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], folder: Path) -> None:
     sections = {_section(key) for key in wanted}
     absent = sorted(wanted.keys() - stored.keys())
     if absent:

@@ -45,9 +45,7 @@ def sum_statistics(
     Returns:
         The sums, float64 0-d tensors on `device`, in the order given.
     """
-    scalars = [
-        torch.as_tensor(value, dtype=torch.float64, device=device).detach() for value in values.values()
-    ]
+    scalars = [torch.as_tensor(value, dtype=torch.float64, device=device).detach() for value in values.values()]
     if not scalars:
         return {}
     summed = all_reduce_in_place(torch.stack([scalar.reshape(()) for scalar in scalars]), group)

@@ -1,7 +1,7 @@
-"""Lets megatron-core run on a machine without CUDA, by replacing the few places where it takes CUDA for granted.
+"""Lets megatron-core run without CUDA, by replacing the few places where it takes CUDA for granted.
 
-Active only where `torch.cuda.is_available()` is False: with a GPU every function here does nothing, so the code
-that trains on a cluster is megatron-core's own. Nothing in site-packages is edited.
+Active only where `torch.cuda.is_available()` is False: with a GPU every function here does nothing, so the
+code that trains on a cluster is megatron-core's own. Nothing in site-packages is edited.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -38,12 +39,8 @@ def install_cpu_shim() -> bool:
     # Timers and parallel_state call it to wait for the device; the CPU has nothing in flight.
     torch.cuda.synchronize = _marked(lambda device=None: None)
     # Recompute saves and restores "the CUDA random state" around a block: here that is the CPU generator's.
-    random._get_cuda_rng_state = _marked(
-        lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
-    )
-    random._set_cuda_rng_state = _marked(
-        lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
-    )
+    random._get_cuda_rng_state = _marked(lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state())
+    random._set_cuda_rng_state = _marked(lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state))
     # The tracker is created by class name in that module, so the class itself is what has to change.
     random.CudaRNGStatesTracker = _cpu_tracker_class(random.CudaRNGStatesTracker)
     random._CUDA_RNG_STATE_TRACKER = None
@@ -52,7 +49,7 @@ def install_cpu_shim() -> bool:
 
 
 def cuda_literals_on_cpu() -> AbstractContextManager[object]:
-    """Context in which `device="cuda"` means the CPU; needed around megatron's optimizer, clipping and schedules.
+    """Context in which `device="cuda"` means the CPU, for megatron's optimizer, clipping and schedules.
 
     Those spell the device as a literal and ask `tensor.type() == "torch.cuda.FloatTensor"`, which no patched
     function can reach. A function mode sees every torch call inside the context, so keep the context small.
@@ -63,7 +60,7 @@ def cuda_literals_on_cpu() -> AbstractContextManager[object]:
 class _CudaLiteralsOnCpu(TorchFunctionMode):
     """Rewrites CUDA devices to the CPU and CPU type names to CUDA's."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.cuda:
             return args[0]
@@ -89,7 +86,7 @@ def _marked(function: Callable) -> Callable:
 
 
 def _cpu_tracker_class(cuda_tracker_class: type) -> type:
-    """megatron's tracker of named random states, over the CPU generator."""
+    """Makes megatron's tracker of named random states keep them for the CPU generator."""
 
     class CpuRngStatesTracker(cuda_tracker_class):
         """Same names, seeds and nesting as megatron's; only the generator differs."""

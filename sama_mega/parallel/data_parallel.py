@@ -1,7 +1,8 @@
 """Data parallelism: megatron-core's DDP with gradient sums in float32, and what makes gradients final.
 
-Losses are already weighted over the global batch, so data ranks add their gradients. Nothing is averaged: ranks
-may hold different numbers and kinds of samples, and a mean over ranks would weight their samples unequally.
+Losses are already weighted over the global batch, so data ranks add their gradients. Nothing is averaged:
+ranks may hold different numbers and kinds of samples, and a mean over ranks would weight their samples
+unequally.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ def wrap_data_parallel(
     Afterwards a backward pass adds into `parameter.main_grad` (float32) and leaves `parameter.grad` None.
 
     Args:
-        recipe: `parallel.overlap_grad_reduce` and `parallel.overlap_param_gather` are read. With overlap, run all
-            micro-batches of a step but the last under `model.no_sync()`, and at least one on every rank.
+        recipe: `parallel.overlap_grad_reduce` and `parallel.overlap_param_gather` are read. With overlap, run
+            all micro-batches of a step but the last under `model.no_sync()`, and at least one on every rank.
         module: On `context.device`; **mutated**: its parameters become views of the buffers.
-        config: Its `calculate_per_token_loss` must be True, which is how megatron spells "sum, do not average".
+        config: Its `calculate_per_token_loss` must be True, which is how megatron spells "sum, do not
+            average".
         context: The running layout.
 
     Returns:
@@ -52,9 +54,9 @@ def wrap_data_parallel(
 def finalize_gradients(model: DistributedDataParallel, context: ParallelContext) -> None:
     """Makes `main_grad` the gradient of the global batch, after the step's last backward.
 
-    First the data ranks' gradients are reduce-scattered: from here on only the part of a gradient that this rank's
-    optimizer shard owns is valid. Then parameters that every tensor rank holds whole but applies to its own tokens
-    only (`parameter.sequence_parallel`) get the sum over the tensor ranks, in one message.
+    First the data ranks' gradients are reduce-scattered: from here on only the part of a gradient that this
+    rank's optimizer shard owns is valid. Then parameters that every tensor rank holds whole but applies to
+    its own tokens only (`parameter.sequence_parallel`) get the sum over the tensor ranks, in one message.
 
     Args:
         model: The wrapped module; its gradient buffers are **mutated**.

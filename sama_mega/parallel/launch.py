@@ -1,8 +1,8 @@
 """Starts the ranks of a command on this host, for commands that need several and found one.
 
-The ranks get torchrun's variables, so a command cannot tell the difference. torchrun itself is not used: it turns
-every failure into exit status 1 and a page of traceback, and this tool promises status 2 and one line for wrong
-input. Imports no torch: the launching process stays small.
+The ranks get torchrun's variables, so a command cannot tell the difference. torchrun itself is not used: it
+turns every failure into exit status 1 and a page of traceback, and this tool promises status 2 and one line
+for wrong input. Imports no torch: the launching process stays small.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ POLL_SECONDS = 0.05
 def launch_ranks(num_ranks: int, argv: Sequence[str]) -> int:
     """Runs `python -m sama_mega <argv>` as several ranks and waits for them.
 
-    Rank 0 keeps the terminal; another rank's output is shown only when that rank is the one to blame. When one
-    rank fails the rest are ended; when this process dies, so do they.
+    Rank 0 keeps the terminal; another rank's output is shown only when that rank is the one to blame. When
+    one rank fails the rest are ended; when this process dies, so do they.
 
     Args:
         num_ranks: Ranks to start on this host.
         argv: The command line after `python -m sama_mega`.
 
     Returns:
-        Rank 0's exit status when it failed by itself, else that of the first rank to fail, else 0. A rank ended by
-        a signal counts as 128 + its number.
+        Rank 0's exit status when it failed by itself, else that of the first rank to fail, else 0. A rank
+        ended by a signal counts as 128 + its number.
     """
     with tempfile.TemporaryDirectory(prefix="sama_mega_ranks_") as folder:
         logs = [None, *(Path(folder) / f"rank{rank}.log" for rank in range(1, num_ranks))]
         ranks = start_ranks(num_ranks, [sys.executable, "-m", "sama_mega", *argv], Path(folder), logs)
         try:
-            failed = wait_for_ranks(ranks)
+            failed = wait_for_ranks(ranks, FAILURE_GRACE_SECONDS)
         finally:
             end_ranks(ranks)
         if failed is None:
@@ -85,9 +85,14 @@ def start_ranks(
 
 
 def wait_for_ranks(
-    ranks: Sequence[subprocess.Popen[bytes]], timeout_seconds: float | None = None
+    ranks: Sequence[subprocess.Popen[bytes]], grace_seconds: float, timeout_seconds: float | None = None
 ) -> int | None:
     """Waits until every rank ended, or until one failed and the others had their grace.
+
+    Args:
+        ranks: Started processes, by rank.
+        grace_seconds: How long the others may go on after the first failure, to report their own reason.
+        timeout_seconds: How long to wait in all; None: as long as it takes.
 
     Returns:
         The index of the rank to blame, or None when all succeeded.
@@ -102,7 +107,7 @@ def wait_for_ranks(
         now = time.monotonic()
         if failed is None:
             failed, failed_at = _first_failed(ranks), now
-        elif now - failed_at > FAILURE_GRACE_SECONDS:
+        elif now - failed_at > grace_seconds:
             break
         if timeout_seconds is not None and now - started > timeout_seconds:
             raise TimeoutError(f"ranks still running after {timeout_seconds:g} s")
@@ -136,7 +141,7 @@ def _rank_environments(num_ranks: int, rendezvous_file: Path) -> list[dict[str, 
 
 
 def _die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent ends, so that a killed launcher leaves no ranks behind."""
+    """Asks Linux to kill this process when its parent ends: a killed launcher leaves no ranks behind."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

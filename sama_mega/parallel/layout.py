@@ -56,7 +56,8 @@ class Layout:
     def coordinates(self, rank: int) -> Coordinates:
         """Gives a rank's place on every axis.
 
-        The order is megatron-core's `tp-cp-ep-dp-pp`: tensor parallel ranks are neighbours, so they share a node.
+        The order is megatron-core's `tp-cp-ep-dp-pp`: tensor parallel ranks are neighbours, so they share a
+        node.
 
         Args:
             rank: Global rank, 0 <= rank < world_size.
@@ -137,7 +138,8 @@ def _resolve_data_degree(parallel: object, world_size: int) -> int:
         wanted = parallel.data * model_ranks
         raise ConfigError(
             f"parallel.data ({parallel.data}) must equal ranks / (tensor x context x pipeline) "
-            f"({world_size} / {model_ranks} = {data}): use parallel.data={data} or auto, or start {wanted} ranks"
+            f"({world_size} / {model_ranks} = {data}): use parallel.data={data} or auto, "
+            f"or start {wanted} ranks"
         )
     return data
 
@@ -148,8 +150,8 @@ def _require_available(parallel: object) -> None:
         degree = getattr(parallel, axis)
         if degree > 1:
             raise ConfigError(
-                f"parallel.{axis} ({degree}) is not available yet: this version has tensor, sequence and data "
-                f"parallelism only; use parallel.{axis}=1 and a larger parallel.tensor or more data ranks"
+                f"parallel.{axis} ({degree}) is not available yet: this version has tensor, sequence and "
+                f"data parallelism only; use parallel.{axis}=1 and a larger parallel.tensor or more data ranks"
             )
 
 

@@ -1,8 +1,8 @@
 """AdamW on megatron-core's distributed optimizer: float32 masters, each data rank updating its share.
 
-The distributed optimizer runs in every layout, one data rank included, so that a resumed run, a different number
-of ranks and a test all take the same path. Steps are split in two: the caller sees the gradient norm before it
-decides whether the step is taken.
+The distributed optimizer runs in every layout, one data rank included, so that a resumed run, a different
+number of ranks and a test all take the same path. Steps are split in two: the caller sees the gradient norm
+before it decides whether the step is taken.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megatron.core.optimizer.optimizer_config import OptimizerConfig
 from torch import nn
 
 from sama_mega.parallel.cpu_shim import cuda_literals_on_cpu
-from sama_mega.parallel.data_parallel import strip_wrappers
+from sama_mega.parallel.data_parallel import strip_wrappers, synchronize_parameters
 from sama_mega.parallel.sharded_state import ShardedState, partition_axis, shard_flat_run
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ class OwnedSlice:
 def build_optimizer(recipe: Recipe, model: DistributedDataParallel, context: ParallelContext) -> MegatronAdamW:
     """Creates the optimizer of a wrapped model.
 
-    Weight decay is decoupled and applies to every parameter, biases and norms included: the released training code
-    uses plain AdamW over all parameters, and megatron's habit of exempting one-dimensional ones is not followed.
+    Weight decay is decoupled and applies to every parameter, biases and norms included: the released training
+    code uses plain AdamW over all parameters, and megatron's habit of exempting one-dimensional ones is not
+    followed.
 
     Args:
         recipe: `optimizer` is read.
@@ -65,8 +66,8 @@ def build_optimizer(recipe: Recipe, model: DistributedDataParallel, context: Par
     """
     settings = recipe.optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Built here and not by megatron's factory: that one takes Transformer Engine's Adam wherever it is installed,
-    # whose state differs, and a checkpoint must not depend on what else a machine has.
+    # Built here and not by megatron's factory: that one takes Transformer Engine's Adam wherever it is
+    # installed, whose state differs, and a checkpoint must not depend on what else a machine has.
     adam = torch.optim.AdamW(
         # megatron looks groups up by these keys.
         [{"params": parameters, "wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False}],
@@ -139,9 +140,9 @@ class MegatronAdamW:
 
     @torch.no_grad()
     def gradient_norm(self) -> float:
-        """Euclidean norm of the global batch's gradient over all parameters; the step's only wait for the device.
+        """Euclidean norm of the global batch's gradient over all parameters.
 
-        Call after `finalize_gradients`. Whole copies on several tensor ranks count once. Not finite when any
+        The step's only wait for the device. Call after `finalize_gradients`. Whole copies on several tensor ranks count once. Not finite when any
         gradient is not.
         """
         if self._norm is None:
@@ -173,9 +174,13 @@ class MegatronAdamW:
     def sharded_state(self, prefix: str = "optimizer.") -> ShardedState:
         """Describes moments and masters for a checkpoint, keyed by parameter name; nothing is gathered.
 
-        Saving writes these tensors, loading fills them in place (then call `finish_loading`). In a float32 model
-        the parameters themselves are the masters, so no masters are saved.
+        Also completes a parameter gather still under way, so that the model's own pieces, described before or
+        after, are written whole.
+
+        Saving writes these tensors, loading fills them in place (then call `finish_loading`). In a float32
+        model the parameters themselves are the masters, so no masters are saved.
         """
+        synchronize_parameters(self._model)
         state: ShardedState = {}
         for owned in self.owned:
             moments = self._moments(owned)
@@ -268,7 +273,8 @@ class MegatronAdamW:
 def _detach_float32_masters(distributed: DistributedOptimizer) -> None:
     """Replaces the masters of float32 parameters by plain views of them.
 
-    megatron makes those masters inside the autograd graph; torch then warns at every access of their gradients.
+    megatron makes those masters inside the autograd graph; torch then warns at every access of their
+    gradients.
     """
     replaced = {}
     for masters in distributed.shard_fp32_groups:
@@ -281,8 +287,8 @@ def _detach_float32_masters(distributed: DistributedOptimizer) -> None:
 def _find_owned(distributed: DistributedOptimizer, model: DistributedDataParallel) -> Iterator[OwnedSlice]:
     """Pairs every parameter with its master.
 
-    By megatron's own aligned lists: its index map assumes that float32 and bfloat16 parameters are not mixed in a
-    group, and finds the wrong master when they are.
+    By megatron's own aligned lists: its index map assumes that float32 and bfloat16 parameters are not mixed
+    in a group, and finds the wrong master when they are.
     """
     names = {parameter: strip_wrappers(name) for name, parameter in model.named_parameters()}
     pairs = (

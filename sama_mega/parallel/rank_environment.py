@@ -1,7 +1,8 @@
 """Which rank this process is, read from the variables of whoever started it.
 
-Three ways of starting are known: torchrun (or our own launcher, which sets the same variables), a plain `srun`
-with one task per rank, and a process alone. Pure functions over a mapping, so that every case is a unit test.
+Three ways of starting are known: torchrun (or our own launcher, which sets the same variables), a plain
+`srun` with one task per rank, and a process alone. Pure functions over a mapping, so that every case is a
+unit test.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 
 from sama_mega.config.errors import ConfigError
 
-# Set by our own launcher and by the test-suite: ranks of one host meet at a file, so no TCP port can be taken.
+# Set by our own launcher and by the test-suite: ranks of one host meet at a file, so no TCP port can be
+# taken.
 RENDEZVOUS_FILE_VARIABLE = "SAMA_MEGA_RENDEZVOUS_FILE"
 
 # Ports below the kernel's ephemeral range (32768 and up), so an outgoing connection never holds one of them.
@@ -80,9 +82,7 @@ def _from_torchrun(environ: Mapping[str, str]) -> RankEnvironment:
         return RankEnvironment(rank, world_size, local_rank, "torchrun")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in environ:
-            raise ConfigError(
-                f"RANK and WORLD_SIZE are set but {name} is not: start with torchrun, or set {name}"
-            )
+            raise ConfigError(f"RANK and WORLD_SIZE are set but {name} is not: start with torchrun, or set {name}")
     return RankEnvironment(
         rank, world_size, local_rank, "torchrun", environ["MASTER_ADDR"], _number(environ, "MASTER_PORT")
     )
@@ -100,9 +100,7 @@ def _from_srun(environ: Mapping[str, str]) -> RankEnvironment:
     if address is None:
         nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
         if nodes is None:
-            raise ConfigError(
-                "neither MASTER_ADDR nor SLURM_JOB_NODELIST is set: set MASTER_ADDR to rank 0's host"
-            )
+            raise ConfigError("neither MASTER_ADDR nor SLURM_JOB_NODELIST is set: set MASTER_ADDR to rank 0's host")
         address = first_host(nodes)
     port = _number(environ, "MASTER_PORT") if "MASTER_PORT" in environ else _slurm_port(environ)
     return RankEnvironment(rank, world_size, local_rank, "srun", address, port)
@@ -116,9 +114,7 @@ def first_host(node_list: str) -> str:
     """
     match = re.match(r"\s*([^\[\],\s]+)(?:\[([^\]]+)\]([^\[\],\s]*))?", node_list)
     if match is None:
-        raise ConfigError(
-            f"SLURM_JOB_NODELIST ({node_list!r}) names no host: set MASTER_ADDR to rank 0's host"
-        )
+        raise ConfigError(f"SLURM_JOB_NODELIST ({node_list!r}) names no host: set MASTER_ADDR to rank 0's host")
     prefix, ranges, suffix = match.groups()
     if ranges is None:
         return prefix
@@ -134,9 +130,7 @@ def _slurm_port(environ: Mapping[str, str]) -> int:
 
 def _require_rank_in_world(rank_name: str, rank: int, count_name: str, world_size: int) -> None:
     if not 0 <= rank < world_size:
-        raise ConfigError(
-            f"{rank_name} ({rank}) must be at least 0 and less than {count_name} ({world_size})"
-        )
+        raise ConfigError(f"{rank_name} ({rank}) must be at least 0 and less than {count_name} ({world_size})")
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

@@ -1,6 +1,7 @@
 """Starts the ranks: from the launcher's variables to a device, process groups and seeded generators.
 
-Everything downstream receives a `ParallelContext`; no forward pass asks megatron-core's global state for a group.
+Everything downstream receives a `ParallelContext`; no forward pass asks megatron-core's global state for a
+group.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def start_parallel(
 ) -> ParallelContext:
     """Joins the world that torchrun, srun or nobody started, and splits it as the recipe says.
 
-    The layout is validated first: an impossible one raises on every rank before any of them waits for another.
+    The layout is validated first: an impossible one raises on every rank before any of them waits for
+    another.
 
     Args:
         recipe: `parallel`, `model` (for validation) and `train.seed` are read.
@@ -104,7 +106,8 @@ def form_groups(
     Args:
         layout: Its world_size must be the world's.
         device: Where this rank computes.
-        seed: Seeds torch's generator alike everywhere and megatron's tensor-parallel generator per tensor rank.
+        seed: Seeds torch's generator alike everywhere and megatron's tensor-parallel generator per tensor
+            rank.
         timeout_seconds: Limit for the new groups' collectives; megatron-core rounds it up to minutes.
     """
     assert dist.get_world_size() == layout.world_size, (dist.get_world_size(), layout.world_size)
@@ -169,9 +172,7 @@ def _choose_backend(environ: Mapping[str, str]) -> str:
     if wanted not in ("gloo", "nccl"):
         raise ConfigError(f"{BACKEND_VARIABLE} ({wanted}) must be gloo or nccl")
     if wanted == "nccl" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"{BACKEND_VARIABLE} (nccl) needs a GPU and this host has none: use gloo or unset it"
-        )
+        raise ConfigError(f"{BACKEND_VARIABLE} (nccl) needs a GPU and this host has none: use gloo or unset it")
     return wanted
 
 
@@ -253,7 +254,7 @@ def _describe_rank(layout: Layout, device: torch.device, timeout_seconds: float)
 
 
 def _model_group(layout: Layout, groups: ProcessGroupCollection, timeout_seconds: float) -> dist.ProcessGroup:
-    """megatron's `mp` is tensor x pipeline; with context parallelism the ranks of a sample are more."""
+    """All ranks of a sample; megatron's `mp` is tensor x pipeline and leaves out context."""
     if layout.context == 1:
         return groups.mp
     own = layout.coordinates(dist.get_rank()).data
@@ -261,8 +262,6 @@ def _model_group(layout: Layout, groups: ProcessGroupCollection, timeout_seconds
     # Every rank creates every group, in the same order: torch demands it.
     for data_index in range(layout.data):
         ranks = layout.ranks_of_data_index(data_index)
-        group = dist.new_group(
-            ranks, timeout=timedelta(seconds=timeout_seconds), group_desc="MODEL_WITH_CONTEXT"
-        )
+        group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_seconds), group_desc="MODEL_WITH_CONTEXT")
         own_group = group if data_index == own else own_group
     return own_group

@@ -1,8 +1,9 @@
 """Says where a rank's tensors lie inside the whole model's tensors, for checkpoints that load in any layout.
 
-Two kinds of pieces exist. A parameter (or anything shaped like one) is a regular slice along one axis, or whole.
-An optimizer shard is a run of consecutive elements of such a slice, cut without regard to rows; it is written as
-the few boxes that a run consists of, so that it needs no gathering to save and any other layout can read it.
+Two kinds of pieces exist. A parameter (or anything shaped like one) is a regular slice along one axis, or
+whole. An optimizer shard is a run of consecutive elements of such a slice, cut without regard to rows; it is
+written as the few boxes that a run consists of, so that it needs no gathering to save and any other layout
+can read it.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def shard_parameters(
         module: Parameters say how they are spread: `tensor_model_parallel` with `partition_dim`, else whole.
         context: The running layout.
         prefix: Put before the parameter's name in the checkpoint, such as `model.`.
-        values: By parameter name (without wrappers' `module.`): tensors of the same shapes, any dtype, saved or
-            filled instead of the parameters. Exactly one for each parameter.
+        values: By parameter name (without wrappers' `module.`): tensors of the same shapes, any dtype, saved
+            or filled instead of the parameters. Exactly one for each parameter.
 
     Returns:
         Checkpoint key -> piece. The pieces alias the tensors: loading fills them in place.
@@ -74,7 +75,8 @@ def shard_parameters(
             prefix + name,
             data,
             *offsets,
-            # Only the replica (0, 0, 0) is written: data ranks, and tensor ranks of a whole parameter, are copies.
+            # Only the replica (0, 0, 0) is written: data ranks, and tensor ranks of a whole parameter, are
+            # copies.
             replica_id=(0, _tensor_replica(parameter, context), context.groups.dp_cp.rank()),
         )
     return state

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+
 from sama_data.errors import DataError
 from sama_data.loader import StepSamples
-
 from sama_mega.parallel.runtime import ParallelContext
 
 

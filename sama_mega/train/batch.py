@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from sama_data.loader import Sample
-from sama_kernels.pretext import pretext
 from torch import Tensor
 
+from sama_data.loader import Sample
+from sama_kernels.pretext import pretext
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.noising import draw_text_dropout
 from sama_mega.encoders.interface import Encoders
@@ -103,10 +103,7 @@ class Batcher:
         )
         text = self._encoders.text
         self._truncated |= {s.index for s in samples if text.count_tokens(s.prompt) > text.max_tokens}
-        return [
-            sample.prompt_prefix if drop else sample.prompt
-            for sample, drop in zip(samples, dropped, strict=True)
-        ]
+        return [sample.prompt_prefix if drop else sample.prompt for sample, drop in zip(samples, dropped, strict=True)]
 
 
 def modality_weight(kind: str, recipe: Recipe) -> float:

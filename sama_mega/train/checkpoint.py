@@ -7,17 +7,23 @@ one before untouched. It loads in another layout.
 from __future__ import annotations
 
 import json
-import logging
 import os
-import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from sama_mega.config import recipe_to_yaml
 from sama_mega.config.errors import CheckpointError
 from sama_mega.config.schema import Recipe
+from sama_mega.parallel.checkpoint_folder import (
+    RECIPE_FILE,
+    STATE_FILE,
+    SavedState,
+    checkpoint_name,
+    complete_checkpoints,
+    read_saved_state,
+)
 from sama_mega.parallel.checkpoint_io import load_sharded, save_sharded
 from sama_mega.parallel.collectives import broadcast_object
 from sama_mega.parallel.runtime import ParallelContext
@@ -25,86 +31,10 @@ from sama_mega.parallel.sharded_state import ShardedState, shard_parameters
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.state import TrainState
 
-_log = logging.getLogger(__name__)
-
-STATE_FILE = "state.json"
-RECIPE_FILE = "recipe.yaml"
-_COMPLETE = re.compile(r"^step-(\d{8,})$")
 _UNFINISHED_PREFIX = ".saving-"
 
 
-@dataclass(frozen=True)
-class SavedState:
-    """`state.json`: everything of a run that is not a tensor.
-
-    Attributes:
-        step: Finished optimizer steps.
-        samples_seen: Samples of all those steps.
-        data_position: The next step's number: order, shards and noise are pure functions of it and of the seed.
-        seed: The run's seed; every random draw is keyed by it, so there is no generator state to keep.
-        optimizer_updates: Steps that the optimizer took (a skipped step is not one).
-        average_updates: Updates of the moving average.
-        layout: Degrees of the run that wrote it, for the reader; any layout can load it.
-        life: Life number of the run that wrote it.
-    """
-
-    step: int
-    samples_seen: int
-    data_position: int
-    seed: int
-    optimizer_updates: int
-    average_updates: int
-    layout: dict[str, int]
-    life: int
-
-
-def checkpoint_name(step: int) -> str:
-    """Folder name of one step's checkpoint."""
-    return f"step-{step:08d}"
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints in a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(int(match.group(1)), path) for path in folder.iterdir() if (match := _COMPLETE.match(path.name))]
-    return [path for _, path in sorted(found) if (path / STATE_FILE).is_file()]
-
-
-def resolve_checkpoint(path: Path) -> Path:
-    """Finds the checkpoint that a user means.
-
-    Args:
-        path: A checkpoint, a run folder or its `checkpoints` folder; of the last two the newest is taken.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    if (path / STATE_FILE).is_file():
-        return path
-    for folder in (path / "checkpoints", path):
-        found = complete_checkpoints(folder)
-        if found:
-            return found[-1]
-    reason = "holds no complete checkpoint" if path.is_dir() else "does not exist"
-    raise CheckpointError(f"checkpoint {path} {reason}: give a step-NNNNNNNN folder or a run folder")
-
-
-def read_saved_state(checkpoint: Path) -> SavedState:
-    """Reads `state.json`.
-
-    Raises:
-        CheckpointError: It is missing or damaged.
-    """
-    try:
-        return SavedState(**json.loads((checkpoint / STATE_FILE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint / STATE_FILE} cannot be read: {error}") from error
-
-
-def save_checkpoint(
-    folder: RunFolder, state: TrainState, recipe: Recipe, context: ParallelContext, life: int
-) -> Path:
+def save_checkpoint(folder: RunFolder, state: TrainState, recipe: Recipe, context: ParallelContext, life: int) -> Path:
     """Writes the newest checkpoint and removes the oldest ones; every rank calls it.
 
     Raises:
@@ -116,7 +46,10 @@ def save_checkpoint(
     _on_first_rank(context, lambda: _prepare(folder, unfinished, life))
     try:
         save_sharded(_whole_state(state, context), unfinished)
-        _on_first_rank(context, lambda: _complete(folder, unfinished, final, _describe(state, recipe, context, life), recipe))
+        _on_first_rank(
+            context,
+            lambda: _complete(folder, unfinished, final, _describe(state, recipe, context, life), recipe),
+        )
     except CheckpointError:
         if context.is_first_rank:
             shutil.rmtree(unfinished, ignore_errors=True)

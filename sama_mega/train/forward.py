@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from sama_kernels.flow_matching import weighted_mse
 from torch import Tensor, nn
 
 from sama_mega.config.schema import Recipe
+from sama_mega.diffusion.losses import flow_matching_error
 from sama_mega.diffusion.noising import draw_noise_levels, noise_latents, noise_semantic_features
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
 from sama_mega.train.batch import MicroBatch
@@ -56,10 +56,6 @@ class SampleErrors:
     flow_matching: Tensor
     semantic_share: Tensor
 
-    def weighted_sum(self, weights: Tensor, semantic_weight: float) -> Tensor:
-        """sum_i weights_i * (flow_matching_i + lambda * semantic_i), the scalar to differentiate."""
-        return (weights * (self.flow_matching + semantic_weight * self.semantic_share)).sum()
-
 
 def noise_micro_batch(batch: MicroBatch, schedule: FlowMatchingSchedule, recipe: Recipe) -> NoisedBatch:
     """Draws a noise level a sample and noises latents and semantic features with it."""
@@ -92,7 +88,7 @@ def forward_errors(model: nn.Module, noised: NoisedBatch, backend: str) -> Sampl
         noised.noisy_semantic,
         noised.semantic_target,
     )
-    flow_matching = weighted_mse(
+    flow_matching = flow_matching_error(
         output.velocity, noised.velocity_target, noised.timestep_weights, backend=backend
     )
     share = output.semantic_loss_share

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sama_data.dataset import Dataset
 from sama_data.loader import StepSamples
-
 from sama_mega.config.schema import Recipe
 from sama_mega.train.hooks.base import EndReason, Hook
 from sama_mega.train.learning_rate import learning_rate_at
@@ -16,6 +16,8 @@ from sama_mega.train.report import StepReport
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.state import TrainState
 from sama_mega.train.step import StepOutcome, TrainStep
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,15 @@ class Loop:
             reason = "interrupted"
             raise
         finally:
-            for hook in self._hooks:
+            self._end(reason)
+
+    def _end(self, reason: EndReason) -> None:
+        """Tells every hook; one that fails neither silences the others nor replaces the run's own error."""
+        for hook in self._hooks:
+            try:
                 hook.on_run_end(self._run, reason)
+            except Exception:
+                _log.exception("%s failed at the end of the run", type(hook).__name__)
 
     def _take_steps(self, batches: Iterator[StepSamples]) -> None:
         while self._state.step < self._run.total_steps:

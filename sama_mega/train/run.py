@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+
 from sama_data.dataset import Dataset
 from sama_data.errors import DataError
 from sama_data.loader import LoaderSettings, Quarantine, SampleLoader, StepSamples
 from sama_data.manifest import load_blend, load_manifest
-
 from sama_mega.config import recipe_to_yaml
 from sama_mega.config.errors import ConfigError, UserError
 from sama_mega.config.schema import Recipe
@@ -21,16 +21,12 @@ from sama_mega.encoders import Encoders, build_encoders
 from sama_mega.observe.environment import describe_environment
 from sama_mega.observe.log import RunLog
 from sama_mega.observe.progress import stderr_is_terminal
+from sama_mega.parallel.checkpoint_folder import complete_checkpoints, resolve_checkpoint
 from sama_mega.parallel.collectives import broadcast_object
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 from sama_mega.train.agreement import agreeing_batches
 from sama_mega.train.batch import Batcher
-from sama_mega.train.checkpoint import (
-    complete_checkpoints,
-    load_checkpoint,
-    load_initial_weights,
-    resolve_checkpoint,
-)
+from sama_mega.train.checkpoint import load_checkpoint, load_initial_weights
 from sama_mega.train.hooks.base import Hook
 from sama_mega.train.hooks.checkpoint import CheckpointHook
 from sama_mega.train.hooks.metrics import MetricsHook
@@ -169,9 +165,7 @@ def _restore(recipe: Recipe, state: TrainState, folder: RunFolder, context: Para
         _say(context, "started from random weights (checkpoint.init_from is null)")
 
 
-def build_loader(
-    recipe: Recipe, dataset: Dataset, context: ParallelContext, folder: RunFolder
-) -> SampleLoader:
+def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, folder: RunFolder) -> SampleLoader:
     """Builds this data rank's loader."""
     data = recipe.data
     settings = LoaderSettings(

@@ -131,9 +131,7 @@ class RunFolder:
             os.replace(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise RunFolderError(
-                f"{path} cannot be written: {_reason(error)}: free or change the disk"
-            ) from error
+            raise RunFolderError(f"{path} cannot be written: {_reason(error)}: free or change the disk") from error
 
 
 def _probe(folder: Path) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from sama_data.loader import StepSamples
 from torch import Tensor
 
+from sama_data.loader import StepSamples
 from sama_mega.config.schema import Recipe
 from sama_mega.parallel.collectives import all_reduce_in_place
 from sama_mega.parallel.runtime import ParallelContext
@@ -88,9 +88,7 @@ class SlotStatistics:
         self.total_weight = sum(self._weights)
         self._table = torch.zeros(_NUM_COLUMNS, len(kinds), dtype=torch.float64, device=context.device)
 
-    def record(
-        self, batch: MicroBatch, errors: SampleErrors, timesteps: Tensor, tokens_per_sample: int
-    ) -> None:
+    def record(self, batch: MicroBatch, errors: SampleErrors, timesteps: Tensor, tokens_per_sample: int) -> None:
         """Notes one micro-batch's errors; nothing waits for the device."""
         slots = torch.tensor(batch.slots, device=self._table.device)
         context = self._context

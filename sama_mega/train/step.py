@@ -1,5 +1,4 @@
-"""One optimizer step: what happens to the samples of one global batch.
-"""
+"""One optimizer step: what happens to the samples of one global batch."""
 
 from __future__ import annotations
 
@@ -8,8 +7,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from sama_data.loader import StepSamples
-
 from sama_mega.config.schema import Recipe
+from sama_mega.diffusion.losses import sama_loss
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
 from sama_mega.parallel.data_parallel import finalize_gradients
 from sama_mega.parallel.runtime import ParallelContext
@@ -56,9 +55,7 @@ class TrainStep:
         self._state = state
         self._batcher = batcher
         diffusion = recipe.diffusion
-        self._schedule = FlowMatchingSchedule(
-            diffusion.num_train_timesteps, diffusion.shift, diffusion.timestep_weight
-        )
+        self._schedule = FlowMatchingSchedule(diffusion.num_train_timesteps, diffusion.shift, diffusion.timestep_weight)
 
     def run(self, drawn: StepSamples, learning_rate: float) -> StepOutcome:
         """Encodes, noises, predicts, differentiates and steps, on this rank's samples of one global batch.
@@ -80,8 +77,14 @@ class TrainStep:
             more_to_come = position < len(groups) - 1
             with model.no_sync() if more_to_come else nullcontext():
                 errors = forward_errors(model, noised, self._recipe.kernels.ops)
-                weights = batch.weights / statistics.total_weight
-                errors.weighted_sum(weights, self._recipe.anchor.weight).backward()
+                share = sama_loss(
+                    errors.flow_matching,
+                    errors.semantic_share,
+                    batch.weights,
+                    statistics.total_weight,
+                    self._recipe.anchor.weight,
+                )
+                share.total.backward()
             statistics.record(batch, errors, noised.timesteps, count_tokens(noised, self._recipe))
         finalize_gradients(model, self._context)
         losses = statistics.reduce()
@@ -105,4 +108,3 @@ class TrainStep:
                 f" ({train.skip_grad_norm_above:g})"
             )
         return None
-

@@ -18,6 +18,7 @@ from torch import Tensor
 from sama_mega.config import build_recipe
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
+from sama_mega.diffusion.losses import sama_loss
 from sama_mega.diffusion.noising import add_noise, velocity_target
 from sama_mega.diffusion.sampler import sample_edit
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
@@ -191,9 +192,7 @@ def _check_noising(golden: GoldenFolder, context: ParallelContext) -> tuple[list
 
 @torch.no_grad()
 def _check_outputs(golden: GoldenFolder, model: SamaDiT, noised: NoisedBatch) -> list[Check]:
-    output = model(
-        noised.noisy_latents, noised.timesteps, noised.text, noised.source_latents, noised.noisy_semantic
-    )
+    output = model(noised.noisy_latents, noised.timesteps, noised.text, noised.source_latents, noised.noisy_semantic)
     checks = [compare("velocity", output.velocity, golden.inputs["velocity"], OUTPUT_LIMIT)]
     if output.semantic_velocity is not None:
         expected = golden.inputs["semantic_velocity"]
@@ -207,8 +206,9 @@ def _check_losses_and_gradients(
     wrapped.zero_grad_buffer()
     errors = forward_errors(wrapped, noised, recipe.kernels.ops)
     batch = errors.flow_matching.shape[0]
-    weights = torch.full_like(errors.flow_matching, 1 / batch)
-    errors.weighted_sum(weights, recipe.anchor.weight).backward()
+    weights = torch.ones_like(errors.flow_matching)
+    share = sama_loss(errors.flow_matching, errors.semantic_share, weights, batch, recipe.anchor.weight)
+    share.total.backward()
     finalize_gradients(wrapped, context)
     flow_matching = errors.flow_matching.detach().mean()
     semantic = errors.semantic_share.detach().mean()
@@ -224,8 +224,7 @@ def _check_losses_and_gradients(
         gathered = gather_parameters(wrapped.module, context, lambda parameter: parameter.main_grad)
         ours = to_released(gathered, recipe.model.num_heads)
         checks += [
-            compare(f"grad {name}", ours[name], gradient, GRADIENT_LIMIT)
-            for name, gradient in golden.gradients.items()
+            compare(f"grad {name}", ours[name], gradient, GRADIENT_LIMIT) for name, gradient in golden.gradients.items()
         ]
     return checks
 
@@ -243,7 +242,12 @@ def _check_sampling(golden: GoldenFolder, model: SamaDiT, context: ParallelConte
         return output.velocity, output.semantic_velocity
 
     latents, semantic = sample_edit(
-        predict, tensors["initial_latents"], tensors["initial_semantic"], sigmas, timesteps, config["guidance"]
+        predict,
+        tensors["initial_latents"],
+        tensors["initial_semantic"],
+        sigmas,
+        timesteps,
+        config["guidance"],
     )
     assert semantic is not None
     return [

@@ -1,8 +1,9 @@
 """The distributed optimizer and sharded checkpoints against plain AdamW, across layouts.
 
-Three worlds run one after the other (one rank, two tensor ranks, two data ranks), each started once. Each trains
-the same toy model on the same global batch, resumes, and reads what an earlier world wrote. Checkpoints are read
-back whole in this process, so they also serve to compare parameters and moments tensor by tensor.
+Three worlds run one after the other (one rank, two tensor ranks, two data ranks), each started once. Each
+trains the same toy model on the same global batch, resumes, and reads what an earlier world wrote.
+Checkpoints are read back whole in this process, so they also serve to compare parameters and moments tensor
+by tensor.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LEARNING_RATE, CLIP = 3e-2, 0.05
 TIMEOUT_SECONDS = 60.0
 
 RELATIVE_LIMIT = {"model": 1e-5, "optimizer": 1e-4}
-"""Largest relative error (norm of the difference over the norm) against plain AdamW, by checkpoint section."""
+"""Largest relative error (norm of difference over norm) against plain AdamW, by checkpoint section."""
 
 
 class ToyReference(nn.Module):
@@ -53,9 +54,9 @@ def batch(step: int) -> torch.Tensor:
 
 def recipe(**parallel: Any) -> Any:
     """What the code under test reads of a recipe."""
-    degrees = dict(tensor=1, context=1, pipeline=1, data="auto", sequence=True)
-    degrees |= dict(overlap_grad_reduce=False, overlap_param_gather=False) | parallel
-    optimizer = dict(learning_rate=1.0, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+    degrees = {"tensor": 1, "context": 1, "pipeline": 1, "data": "auto", "sequence": True}
+    degrees |= {"overlap_grad_reduce": False, "overlap_param_gather": False} | parallel
+    optimizer = {"learning_rate": 1.0, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
     return SimpleNamespace(
         parallel=SimpleNamespace(**degrees),
         model=SimpleNamespace(num_heads=2, ffn_dim=HIDDEN, num_layers=1),
@@ -64,7 +65,7 @@ def recipe(**parallel: Any) -> Any:
     )
 
 
-# --- run by the ranks ---------------------------------------------------------------------------------------------
+# --- run by the ranks -----------------------------------------------------------------------------
 
 
 class Run:
@@ -130,9 +131,7 @@ class Run:
 
     def save(self, folder: Path) -> None:
         from sama_mega.parallel.checkpoint_io import save_sharded
-        from sama_mega.parallel.data_parallel import synchronize_parameters
 
-        synchronize_parameters(self.model)
         save_sharded(self.state(), folder, {"steps_taken": self.optimizer.steps_taken})
 
     def load(self, folder: Path) -> None:
@@ -152,7 +151,7 @@ def toy_shard(config: Any, context: Any, dtype: torch.dtype) -> nn.Module:
     class ToyShard(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            common = dict(config=config, init_method=lambda _: None, tp_group=context.tensor_group)
+            common = {"config": config, "init_method": lambda _: None, "tp_group": context.tensor_group}
             self.scale = nn.Parameter(torch.empty(1, DIM))
             self.scale.sequence_parallel = config.sequence_parallel
             self.up = ColumnParallelLinear(DIM, HIDDEN, **common)
@@ -281,7 +280,8 @@ def other_weights(recipe: Any, context: Any, folder: Path) -> dict[str, Any]:
         load_sharded(fresh.optimizer.sharded_masters("ema."), target)
         fresh.optimizer.masters_to_model()
         loaded = all(
-            torch.equal(now, before / 2) for now, before in zip(fresh.model.parameters(), parameters, strict=True)
+            torch.equal(now, before / 2)
+            for now, before in zip(fresh.model.parameters(), parameters, strict=True)
         )
         exact = all(map(torch.equal, (owned.master for owned in fresh.optimizer.owned), average))
         out[str(dtype)] = {"halved": halved, "restored": restored, "loaded": loaded, "exact_masters": exact}
@@ -298,7 +298,9 @@ def failures(recipe: Any, context: Any, folder: Path, good: str) -> dict[str, st
     wrong_shape = dict(state)
     # Whole on every rank and taller than the stored one.
     wrong_shape[key] = _taller(state[key])
-    renamed = {name: piece for name, piece in state.items() if name != key} | {"model.other": _renamed(state[key])}
+    renamed = {name: piece for name, piece in state.items() if name != key} | {
+        "model.other": _renamed(state[key])
+    }
     without = {name: piece for name, piece in state.items() if name != key}
     damaged = folder / f"damaged-{good}"
     if context.rank == 0:
@@ -366,7 +368,7 @@ def _with_tiny_files(context: Any, action: Any) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-# --- run by pytest ------------------------------------------------------------------------------------------------
+# --- run by pytest --------------------------------------------------------------------------------
 
 
 WORLDS = {
@@ -378,7 +380,7 @@ WORLDS = {
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
-    """Runs the three worlds; returns the folder of their checkpoints and, by world, what each rank reported."""
+    """Runs the three worlds: the folder of their checkpoints and, by world, what each rank reported."""
     folder = tmp_path_factory.mktemp("checkpoints")
     results = {}
     for name, (size, parallel, earlier) in WORLDS.items():
@@ -390,7 +392,9 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, li
 def reference() -> dict[int, dict[str, torch.Tensor]]:
     """Plain AdamW in one process: parameters and moments after every step, under the checkpoint's keys."""
     model = ToyReference()
-    adam = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    adam = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1
+    )
     states = {}
     for step in range(STEPS_BEFORE + STEPS_AFTER):
         adam.zero_grad()

@@ -20,7 +20,7 @@ TIMEOUT_SECONDS = 60.0
 
 def recipe(**parallel: Any) -> Any:
     """What the code under test reads of a recipe."""
-    degrees = dict(tensor=1, context=1, pipeline=1, data="auto", sequence=True) | parallel
+    degrees = {"tensor": 1, "context": 1, "pipeline": 1, "data": "auto", "sequence": True} | parallel
     return SimpleNamespace(
         parallel=SimpleNamespace(**degrees),
         model=SimpleNamespace(num_heads=2, ffn_dim=8, num_layers=1),
@@ -28,7 +28,7 @@ def recipe(**parallel: Any) -> Any:
     )
 
 
-# --- run by the ranks ---------------------------------------------------------------------------------------------
+# --- run by the ranks -----------------------------------------------------------------------------
 
 
 def run_two_ranks() -> dict[str, Any]:
@@ -49,14 +49,19 @@ def run_two_ranks() -> dict[str, Any]:
         out["twice"] = str(error)
     stop_parallel()
     out["stopped"] = not torch.distributed.is_initialized()
-    # A second start in the same process must work too: a command may train and then verify.
     return out
 
 
 def describe(context: Any) -> dict[str, Any]:
     names = ("tensor_group", "data_group", "model_group", "world_group")
     return {
-        "place": (context.rank, context.tensor_rank, context.data_rank, context.context_rank, context.pipeline_rank),
+        "place": (
+            context.rank,
+            context.tensor_rank,
+            context.data_rank,
+            context.context_rank,
+            context.pipeline_rank,
+        ),
         "sizes": {name: getattr(context, name).size() for name in names},
         "device": str(context.device),
         "sequence": context.layout.sequence,
@@ -112,7 +117,7 @@ def never_return() -> None:
     time.sleep(60)
 
 
-# --- run by pytest ------------------------------------------------------------------------------------------------
+# --- run by pytest --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +138,12 @@ def test_tensor_parallel_groups(two_ranks: list[dict[str, Any]]) -> None:
 def test_groups_can_be_formed_again(two_ranks: list[dict[str, Any]]) -> None:
     for rank, out in enumerate(two_ranks):
         assert out["data"]["place"] == (rank, 0, rank, 0, 0)
-        assert out["data"]["sizes"] == {"tensor_group": 1, "data_group": 2, "model_group": 1, "world_group": 2}
+        assert out["data"]["sizes"] == {
+            "tensor_group": 1,
+            "data_group": 2,
+            "model_group": 1,
+            "world_group": 2,
+        }
         assert not out["data"]["sequence"]
         assert out["solo"]["place"] == (0, 0, 0, 0, 0)
         assert set(out["solo"]["sizes"].values()) == {1}
@@ -143,7 +153,9 @@ def test_groups_can_be_formed_again(two_ranks: list[dict[str, Any]]) -> None:
 
 def test_generators(two_ranks: list[dict[str, Any]]) -> None:
     first, second = (out["random"] for out in two_ranks)
-    assert (first[0], first[2]) == (second[0], second[2]), "the default generator is the same on every tensor rank"
+    assert (first[0], first[2]) == (second[0], second[2]), (
+        "the default generator is the same on every tensor rank"
+    )
     assert first[1] != second[1], "megatron's tensor-parallel generator differs"
     assert first[0] != first[2] != first[1]
     assert two_ranks[0]["random_again"] == first, "the seed alone decides, not what ran before"
@@ -161,6 +173,7 @@ def test_collectives(two_ranks: list[dict[str, Any]]) -> None:
 
 
 JOIN = """
+from pathlib import Path
 from types import SimpleNamespace as Space
 if __name__ == "__main__":
     from sama_mega.parallel.runtime import start_parallel, stop_parallel
@@ -168,7 +181,9 @@ if __name__ == "__main__":
     recipe = Space(parallel=Space(tensor=2, context=1, pipeline=1, data="auto", sequence=True),
                    model=Space(num_heads=2, ffn_dim=8, num_layers=1), train=Space(seed=0))
     context = start_parallel(recipe, timeout_seconds=30)
-    print("joined", gather_objects(context.rank, context.world_group), context.tensor_group.size(), flush=True)
+    met = gather_objects(context.rank, context.world_group)
+    # A file a rank: torchrun's ranks write to one stdout, and their lines may mix.
+    Path(f"joined{context.rank}").write_text(f"{met} {context.tensor_group.size()}")
     stop_parallel()
 """
 
@@ -177,6 +192,7 @@ if __name__ == "__main__":
 def join_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", ":".join(map(str, IMPORT_PATHS)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "join.py"
     path.write_text(JOIN)
     return path
@@ -187,7 +203,8 @@ def test_ranks_of_torchrun_meet(join_script: Path) -> None:
     done = subprocess.run(
         [*command, str(join_script)], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
     )
-    assert done.stdout.count("joined [0, 1] 2") == 2, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert_all_joined(join_script.parent)
 
 
 def test_ranks_of_srun_meet(join_script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,20 +219,27 @@ def test_ranks_of_srun_meet(join_script: Path, monkeypatch: pytest.MonkeyPatch) 
         # Another port in every run of the tests.
         monkeypatch.setenv("SLURM_JOB_ID", str(join_script))
         command = [sys.executable, str(join_script)]
-        ranks.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        ranks.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
     try:
         outputs = [rank.communicate(timeout=TIMEOUT_SECONDS) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    for output, errors in outputs:
-        assert output == "joined [0, 1] 2\n", errors
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert_all_joined(join_script.parent)
+
+
+def assert_all_joined(folder: Path) -> None:
+    for rank in range(2):
+        assert (folder / f"joined{rank}").read_text() == "[0, 1] 2"
 
 
 def test_impossible_layout_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     from sama_mega.parallel import runtime
 
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("joined a world"))
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("joined a world")
+    )
     environ = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}
     with pytest.raises(ConfigError, match=r"must divide the number of ranks \(3\)"):
         runtime.start_parallel(recipe(tensor=2), environ=environ)

@@ -2,8 +2,9 @@
 
     results = run_distributed(worker, world_size=2, timeout_seconds=60, args=(folder,))
 
-`worker` is a module-level function. Importing torch and megatron-core costs seconds per process, so a test module
-starts its ranks once, in a module-scoped fixture whose worker runs every case and returns a dict of outcomes.
+`worker` is a module-level function. Importing torch and megatron-core costs seconds per process, so a test
+module starts its ranks once, in a module-scoped fixture whose worker runs every case and returns a dict of
+outcomes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 from sama_mega.parallel.launch import end_ranks, start_ranks, wait_for_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# After one rank failed, the others get this long to print their tracebacks.
+GRACE_SECONDS = 2.0
 IMPORT_PATHS = (REPOSITORY, REPOSITORY / "kernels", REPOSITORY / "data")
 
 
@@ -55,7 +58,7 @@ def run_distributed(
         ranks = start_ranks(world_size, [sys.executable, __file__, name], folder, logs)
         problem = ""
         try:
-            if wait_for_ranks(ranks, timeout_seconds) is not None:
+            if wait_for_ranks(ranks, GRACE_SECONDS, timeout_seconds) is not None:
                 problem = "a rank failed"
         except TimeoutError as error:
             problem = str(error)

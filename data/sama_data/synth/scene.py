@@ -53,15 +53,16 @@ def draw_background(rng: np.random.Generator, spec: WorldSpec) -> Background:
     colour = str(rng.choice(list(BACKGROUND_COLOURS)))
     base = np.asarray(BACKGROUND_COLOURS[colour]) * rng.uniform(0.85, 1.15) + rng.uniform(-0.06, 0.06, size=3)
     count = 3
+    speed, heading = rng.uniform(*spec.pan_speed) * spec.scale, rng.uniform(0, 2 * np.pi)
     wavelength = rng.uniform(*spec.texture_wavelength, size=count) * spec.scale
-    angle = rng.uniform(0, 2 * np.pi, size=count)
+    # No wave runs along the camera's path: there the pan could not be seen.
+    angle = heading + rng.uniform(-np.pi / 3, np.pi / 3, size=count)
     phase = rng.uniform(0, 2 * np.pi, size=count)
     strength = rng.uniform(0.4, 1.0, size=(count, 1))
-    tint = strength * (1.0 + rng.uniform(-0.35, 0.35, size=(count, 3)))
+    tint = strength * (1.0 + rng.uniform(-0.15, 0.15, size=(count, 3)))
     tint *= spec.texture_amplitude / np.sqrt((strength**2).sum())
     wave_number = 2 * np.pi / wavelength
     waves = np.column_stack([wave_number * np.cos(angle), wave_number * np.sin(angle), phase, tint])
-    speed, heading = rng.uniform(*spec.pan_speed) * spec.scale, rng.uniform(0, 2 * np.pi)
     pan = (float(speed * np.cos(heading)), float(speed * np.sin(heading)))
     return Background(colour, (float(base[0]), float(base[1]), float(base[2])), waves, pan)
 

@@ -61,14 +61,14 @@ class WorldSpec:
     width: int = 64
     fps: int = 16
     max_shapes: int = 3
-    radius: tuple[float, float] = (10.0, 13.5)
+    radius: tuple[float, float] = (11.0, 14.0)
     shape_speed: float = 0.7  # pixels a frame at most, along each axis
-    pan_speed: tuple[float, float] = (0.5, 1.3)  # pixels a frame
-    texture_wavelength: tuple[float, float] = (18.0, 40.0)
-    texture_amplitude: float = 0.16
-    shape_texture: float = 0.10
-    vignette: float = 0.45  # how much darker the corners are: the only hint of an absolute position
-    add_offset: float = 24.0
+    pan_speed: tuple[float, float] = (2.0, 3.5)  # pixels a frame
+    texture_wavelength: tuple[float, float] = (36.0, 72.0)
+    texture_amplitude: float = 0.18
+    shape_texture: float = 0.08
+    vignette: float = 0.35  # how much darker the corners are: the only hint of an absolute position
+    add_offset: float = 32.0
     kind_weights: dict[str, float] = field(default_factory=default_kind_weights)
 
     def __post_init__(self) -> None:

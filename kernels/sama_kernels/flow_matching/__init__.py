@@ -56,9 +56,7 @@ def velocity_target(x: Tensor, noise: Tensor, *, backend: str = "auto") -> Tenso
     return velocity_target_reference(x, noise)
 
 
-def weighted_mse(
-    velocity: Tensor, target: Tensor, weight: Tensor | None = None, *, backend: str = "auto"
-) -> Tensor:
+def weighted_mse(velocity: Tensor, target: Tensor, weight: Tensor | None = None, *, backend: str = "auto") -> Tensor:
     """Per sample: weight * mean((velocity - target)^2), in float32.
 
     Args:
@@ -90,6 +88,4 @@ def _check_same_shape(operation: str, name: str, value: Tensor, other_name: str,
 
 def _check_one_per_sample(operation: str, name: str, value: Tensor, x: Tensor) -> None:
     if value.shape != x.shape[:1]:
-        raise ValueError(
-            f"{operation}: {name} {tuple(value.shape)} must hold one value a sample ({x.shape[0]})"
-        )
+        raise ValueError(f"{operation}: {name} {tuple(value.shape)} must hold one value a sample ({x.shape[0]})")

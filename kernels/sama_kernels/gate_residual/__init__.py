@@ -9,7 +9,7 @@ from sama_kernels.gate_residual.reference import gate_residual_reference
 
 
 def gate_residual(x: Tensor, branch: Tensor, gate: Tensor, *, backend: str = "auto") -> Tensor:
-    """x + gate * branch, in float32.
+    """X + gate * branch, in float32.
 
     Args:
         x: ``[S, B, width]`` residual stream.

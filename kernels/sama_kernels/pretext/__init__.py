@@ -41,9 +41,7 @@ def pretext(
     """
     choose_backend("pretext", backend)
     if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[-1] != 3:
-        raise ValueError(
-            f"pretext: frames must be uint8 [T, H, W, 3], not {frames.dtype} {tuple(frames.shape)}"
-        )
+        raise ValueError(f"pretext: frames must be uint8 [T, H, W, 3], not {frames.dtype} {tuple(frames.shape)}")
     indices = [int(index) for index in frame_indices]
     _check_frame_indices(indices, frames.shape[0])
     order = None if tube_order is None else tuple(int(tube) for tube in tube_order)
@@ -58,7 +56,7 @@ def _check_frame_indices(indices: list[int], num_frames: int) -> None:
     wrong = [index for index in indices if not BLACK_FRAME <= index < num_frames]
     if wrong:
         raise ValueError(
-            f"pretext: frame index {wrong[0]} must be {BLACK_FRAME} (black) or less than {num_frames} (frames)"
+            f"pretext: frame index {wrong[0]} must be {BLACK_FRAME} (black) or below {num_frames} (frames)"
         )
 
 

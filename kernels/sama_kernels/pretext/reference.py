@@ -45,8 +45,8 @@ def swap_tubes(frames: Tensor, tube_order: tuple[int, ...]) -> Tensor:
 def tube_slices(num_frames: int, height: int, width: int) -> list[tuple[slice, slice, slice]]:
     """The 2x2x2 tubes of a clip, in the order of their index ``t*4 + h*2 + w``.
 
-    The first time half holds the odd frame. An odd last line or column belongs to no tube and stays in place, so
-    that the four tubes of a time half always have one shape and can swap.
+    The first time half holds the odd frame. An odd last line or column belongs to no tube and stays in place,
+    so that the four tubes of a time half always have one shape and can swap.
 
     Returns:
         Eight (frames, lines, columns) slices with explicit bounds.

@@ -12,37 +12,34 @@ EndReason = Literal["finished", "interrupted", "failed"]
 
 
 class Run(Protocol):
-    """The part of a run that hooks read.
-
-    Attributes:
-        recipe: The resolved recipe.
-        folder: The run folder.
-        is_main: True on global rank 0, the only one that writes.
-        start_step: Finished optimizer steps in the state that was resumed, 0 for a new run.
-        total_steps: Optimizer steps of the whole run.
-    """
+    """The part of a run that hooks read."""
 
     @property
-    def recipe(self) -> Recipe: ...
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
 
     @property
-    def folder(self) -> RunFolder: ...
+    def folder(self) -> RunFolder:
+        """The run folder."""
 
     @property
-    def is_main(self) -> bool: ...
+    def is_main(self) -> bool:
+        """True on global rank 0, the only one that writes."""
 
     @property
-    def start_step(self) -> int: ...
+    def start_step(self) -> int:
+        """Finished optimizer steps in the state that was resumed, 0 for a new run."""
 
     @property
-    def total_steps(self) -> int: ...
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
 
 
 class Hook:
     """One concern of a run; every method does nothing unless overridden.
 
-    Hooks run on every rank, in the order of the loop's list; one that writes checks `run.is_main`. What a hook
-    raises ends the run, so a hook for something optional handles its own failures.
+    Hooks run on every rank, in the order of the loop's list; one that writes checks `run.is_main`. What a
+    hook raises ends the run, so a hook for something optional handles its own failures.
     """
 
     def on_run_start(self, run: Run) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 
 import torch
+
 from sama_data.clips import load_clip
 from sama_data.dataset import Dataset
 from sama_data.errors import ClipError
 from sama_data.pretext import identity_plan, plan_pretext
 from sama_data.samples import make_prompt
 from sama_kernels.pretext import pretext
-
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import Encoders
 from sama_mega.inference.editor import Editor, SamplingSettings, frames_from_pixels
@@ -40,7 +40,12 @@ class SampleHook(Hook):
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, encoders: Encoders, state: TrainState, context: ParallelContext
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        encoders: Encoders,
+        state: TrainState,
+        context: ParallelContext,
     ) -> None:
         self._recipe = recipe
         self._dataset = dataset

@@ -13,6 +13,7 @@ from sama_mega.observe.tracker import (
     TrackerStatus,
     flatten,
     resolve_tracking_uri,
+    without_password,
 )
 from sama_mega.train.hooks.base import EndReason, Hook, Run
 from sama_mega.train.report import StepReport
@@ -27,7 +28,7 @@ _MAX_PICTURES = 64
 
 
 class TrackerHook(Hook):
-    """Recipe, metrics of every step and, at the end, the sample pictures; nothing when `track.mlflow` is false."""
+    """Recipe, metrics of every step and, at the end, the sample pictures, unless `track.mlflow` is false."""
 
     def __init__(self) -> None:
         """Holds no tracker before the run starts."""
@@ -74,6 +75,8 @@ def tracked_metrics(report: StepReport) -> dict[str, float]:
 
 def _settings(run: Run) -> TrackerSettings:
     folder = run.folder
+    params = flatten(run.recipe.model_dump(mode="json"))
+    params["track.uri"] = without_password(params["track.uri"])
     return TrackerSettings(
         uri=resolve_tracking_uri(run.recipe.track.uri),
         experiment=run.recipe.track.experiment,
@@ -81,7 +84,7 @@ def _settings(run: Run) -> TrackerSettings:
         identity_path=folder.tracker_path,
         # Step 0 with resuming switched off is a new experiment in an old folder.
         continues=run.start_step > 0 or run.recipe.checkpoint.resume,
-        params=flatten(run.recipe.model_dump(mode="json")),
+        params=params,
         tags=_tags(folder.root, folder.environment_path),
         start_files=tuple(path for path in (folder.recipe_path,) if path.exists()),
     )
@@ -101,6 +104,4 @@ def _tags(root: Path, environment_path: Path) -> dict[str, str]:
 
 def _pictures(samples: Path) -> tuple[EndFile, ...]:
     found = sorted(path for path in samples.rglob("*") if path.suffix in _PICTURE_SUFFIXES)
-    return tuple(
-        (path, path.parent.relative_to(samples.parent).as_posix()) for path in found[-_MAX_PICTURES:]
-    )
+    return tuple((path, path.parent.relative_to(samples.parent).as_posix()) for path in found[-_MAX_PICTURES:])

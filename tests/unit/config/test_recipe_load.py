@@ -104,7 +104,7 @@ def test_plain_values_build_the_same_recipe(recipe_file: Path) -> None:
         ("parallel.data=0", ["must be auto or a whole number"]),
         ("parallel.sequence=no", ["must be true or false"]),
         ("data.text_dropout=1.1", ["less than or equal to 1"]),
-        ("data.buckets=[[64, 72]]", ["data.buckets", "[64, 72]", "multiples of 16"]),
+        ("data.buckets=[[64, 72]]", ["data.buckets", "[64, 72]", "multiple of 16 high"]),
         ("data.buckets=[[64, 64], [64, 64]]", ["listed twice"]),
         ("data.buckets=[]", ["at least one"]),
         ("data.blend=[{manifets: x}]", ["data.blend[0].manifets", "nearest is data.blend.manifest"]),

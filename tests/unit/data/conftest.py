@@ -29,7 +29,12 @@ def moving_picture(num_frames: int = 17, height: int = 64, width: int = 64, seed
 
 
 def write_video(
-    path: Path, frames: Frames, codec: str = "libx264", fps: int = 16, mp4_index_first: bool = False, **options: str
+    path: Path,
+    frames: Frames,
+    codec: str = "libx264",
+    fps: int = 16,
+    mp4_index_first: bool = False,
+    **options: str,
 ) -> Path:
     """Encodes uint8 RGB frames [T, H, W, 3] nearly without loss."""
     path.parent.mkdir(parents=True, exist_ok=True)

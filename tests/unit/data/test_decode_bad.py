@@ -76,7 +76,16 @@ def test_each_bad_file_has_its_reason(bad_files, name):
 
 def test_the_main_kinds_of_damage_differ_in_words(bad_files):
     reasons = {}
-    for name in ("missing", "empty", "text", "sound", "index cut off", "frames cut off", "cut image", "folder"):
+    for name in (
+        "missing",
+        "empty",
+        "text",
+        "sound",
+        "index cut off",
+        "frames cut off",
+        "cut image",
+        "folder",
+    ):
         with pytest.raises(ClipError) as caught:
             decode_frames(bad_files[name])
         reasons[caught.value.reason] = name

@@ -21,7 +21,9 @@ def clip(tmp_path_factory, make_frames, make_video) -> tuple[Path, np.ndarray]:
     return make_video(tmp_path_factory.mktemp("clips") / "clip.mp4", frames, fps=16), frames
 
 
-@pytest.mark.parametrize(("codec", "name"), [("libx264", "a.mp4"), ("libvpx-vp9", "a.webm"), ("libx264", "a.avi")])
+@pytest.mark.parametrize(
+    ("codec", "name"), [("libx264", "a.mp4"), ("libvpx-vp9", "a.webm"), ("libx264", "a.avi")]
+)
 def test_decodes_codecs_close_to_the_original(codec, name, tmp_path, make_frames, make_video, measure_psnr):
     frames = make_frames(17, 64, 96)
     decoded = decode_frames(make_video(tmp_path / name, frames, codec, fps=24))
@@ -34,7 +36,13 @@ def test_decodes_codecs_close_to_the_original(codec, name, tmp_path, make_frames
 
 @pytest.mark.parametrize(
     ("start", "end", "max_frames", "expected"),
-    [(0, None, None, (0, 17)), (3, 9, None, (3, 9)), (5, None, None, (5, 17)), (2, 17, 4, (2, 6)), (0, None, 99, (0, 17))],
+    [
+        (0, None, None, (0, 17)),
+        (3, 9, None, (3, 9)),
+        (5, None, None, (5, 17)),
+        (2, 17, 4, (2, 6)),
+        (0, None, 99, (0, 17)),
+    ],
 )
 def test_decodes_exactly_the_wanted_frames(clip, start, end, max_frames, expected):
     path, _ = clip
@@ -45,7 +53,10 @@ def test_decodes_exactly_the_wanted_frames(clip, start, end, max_frames, expecte
 
 @pytest.mark.parametrize(
     ("start", "end", "reason"),
-    [(17, None, "frame_start 17 is out of range: the clip has 17 frames"), (4, 18, "frame_end 18 is out of range")],
+    [
+        (17, None, "frame_start 17 is out of range: the clip has 17 frames"),
+        (4, 18, "frame_end 18 is out of range"),
+    ],
 )
 def test_a_range_beyond_the_clip_is_refused(clip, start, end, reason):
     with pytest.raises(ClipError, match=reason):
@@ -79,7 +90,9 @@ def write_flat_yuv(path: Path, luma: int, blue: int, red: int, colour_space: int
     return path
 
 
-def rgb_of(luma: int, blue: int, red: int, red_weight: float, blue_weight: float, full_range: bool) -> np.ndarray:
+def rgb_of(
+    luma: int, blue: int, red: int, red_weight: float, blue_weight: float, full_range: bool
+) -> np.ndarray:
     """ITU-R BT.601 / BT.709 decoding, from the standards' two weights."""
     y = luma / 255 if full_range else (luma - 16) / 219
     cb, cr = ((value - 128) / (255 if full_range else 224) for value in (blue, red))
@@ -141,7 +154,9 @@ def turn_mp4(path: Path, turned: Path, matrix: tuple[int, int, int, int]) -> Non
     turned.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize(("matrix", "quarter_turns"), [((0, 0x10000, -0x10000, 0), -1), ((0, -0x10000, 0x10000, 0), 1)])
+@pytest.mark.parametrize(
+    ("matrix", "quarter_turns"), [((0, 0x10000, -0x10000, 0), -1), ((0, -0x10000, 0x10000, 0), 1)]
+)
 def test_a_rotation_tag_is_applied(clip, tmp_path, matrix, quarter_turns):
     path, _ = clip
     turn_mp4(path, tmp_path / "turned.mp4", matrix)
@@ -164,7 +179,9 @@ def test_damage_behind_the_wanted_frames_does_not_matter(tmp_path, make_frames, 
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * 0.75)])
     np.testing.assert_array_equal(decode_frames(path, max_frames=9).frames, whole[:9])
-    with pytest.raises(ClipError, match=r"is truncated: \d+ of its 33 frames|is damaged after frame \d+ of 33"):
+    with pytest.raises(
+        ClipError, match=r"is truncated: \d+ of its 33 frames|is damaged after frame \d+ of 33"
+    ):
         decode_frames(path)
 
 

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+
 from sama_data.errors import DataError
 from sama_data.synth import EDIT_KINDS, WorldSpec, make_pair
 from sama_data.synth.scene import draw_shapes, paths

@@ -100,7 +100,7 @@ def test_a_clean_prediction_becomes_the_velocity() -> None:
 
 
 def test_an_unknown_target_is_named() -> None:
-    with pytest.raises(ValueError, match="anchor.target"):
+    with pytest.raises(ValueError, match=r"anchor\.target"):
         semantic_target(torch.zeros(1, 1), torch.zeros(1, 1), "noise")  # type: ignore[arg-type]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,6 +76,18 @@ def test_a_batch_is_its_samples(seed: int, samples: list[int], epoch: int, count
         assert torch.equal(bits[row], random_bits(seed, sample, epoch, Stream.LATENT_NOISE, count))
         assert torch.equal(normals[row], random_normal(seed, sample, epoch, Stream.LATENT_NOISE, [count]))
         assert torch.equal(uniforms[row], random_uniform(seed, sample, epoch, Stream.LATENT_NOISE, [count]))
+
+
+def test_normals_are_box_muller_pairs_of_the_words() -> None:
+    """Every word is used once; written apart, in float64."""
+    words = random_bits(9, 4, 2, Stream.LATENT_NOISE, 402)
+    expected: list[float] = []
+    for first, second in words.view(-1, 2).tolist():
+        radius = math.sqrt(-2 * math.log(((first >> 8) + 1) / 2**24))
+        angle = 2 * math.pi * (second >> 8) / 2**24
+        expected += [radius * math.cos(angle), radius * math.sin(angle)]
+    normals = random_normal(9, 4, 2, Stream.LATENT_NOISE, [402])
+    torch.testing.assert_close(normals, torch.tensor(expected), rtol=1e-4, atol=5e-6)
 
 
 def test_a_longer_draw_starts_with_the_shorter() -> None:

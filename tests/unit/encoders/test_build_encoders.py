@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from sama_mega.config.errors import ConfigError
 from sama_mega.encoders import build_encoders
 

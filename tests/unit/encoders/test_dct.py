@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sama_data.synth import make_pair
 from sama_mega.encoders.dct import (
     CHANNEL_MEAN,
@@ -94,7 +95,7 @@ def test_latents_have_unit_variance_on_average() -> None:
     std = torch.tensor(CHANNEL_STD)
     variance = (std * whitening_scale(std)).square()
     assert abs(float(variance.mean()) - 1.0) < 1e-4
-    assert variance.max() / variance.min() == pytest.approx(float((std.max() / std.min())), rel=1e-4)
+    assert variance.max() / variance.min() == pytest.approx(float(std.max() / std.min()), rel=1e-4)
 
 
 def test_wrong_shapes_are_refused() -> None:

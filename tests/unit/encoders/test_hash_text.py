@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+
 from sama_mega.encoders.hash_text import HashTextEncoder, hashed_unit_vector, split_words
 
 

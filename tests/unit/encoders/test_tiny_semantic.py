@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from sama_data.synth import make_pair
 from sama_mega.encoders.tiny_semantic import TinySemanticEncoder
 

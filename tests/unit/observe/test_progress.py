@@ -9,7 +9,12 @@ import math
 import pytest
 from rich.console import Console
 
-from sama_mega.observe.progress import PROGRESS_LOGGER, RunProgress, SpeedMeter, format_seconds
+from sama_mega.observe.progress import (
+    PROGRESS_LOGGER,
+    RunProgress,
+    SpeedMeter,
+    format_seconds,
+)
 
 
 class _Clock:

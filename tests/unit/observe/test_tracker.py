@@ -236,7 +236,7 @@ def test_recipes_become_flat_params() -> None:
 
 
 def test_real_mlflow_on_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two lives of one run in the default place; the working directory stays clean."""
+    """Two lives of one run in the default place, then one whose MLflow run has gone; no litter."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "demo"
     folder.mkdir(parents=True)
@@ -261,3 +261,11 @@ def test_real_mlflow_on_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sorted((metric.step, metric.value) for metric in history) == [(s, 1 / s) for s in range(1, 11)]
     assert [file.path for file in client.list_artifacts(run.info.run_id, "samples")] == ["samples/a.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+    identity = json.loads((folder / "mlflow.json").read_text())
+    (folder / "mlflow.json").write_text(json.dumps({**identity, "run_id": "0" * 32}))
+    tracker = MlflowTracker(TrackerSettings(uri, "sama-mega", "demo", folder / "mlflow.json"))
+    tracker.start()
+    tracker.close("KILLED")
+    anew = json.loads((folder / "mlflow.json").read_text())["run_id"]
+    assert anew not in ("0" * 32, run.info.run_id) and client.get_run(anew).info.status == "KILLED"

@@ -37,6 +37,7 @@ if action == "wait":
 @pytest.fixture
 def command_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "sama_mega").mkdir()
+    (tmp_path / "sama_mega" / "__init__.py").touch()
     (tmp_path / "sama_mega" / "__main__.py").write_text(FAKE_COMMAND)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -14,11 +14,9 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.parallel.layout import Layout, resolve_layout
 
 
-def recipe(
-    num_heads: int = 40, ffn_dim: int = 13824, num_layers: int = 40, **parallel: Any
-) -> Any:
+def recipe(num_heads: int = 40, ffn_dim: int = 13824, num_layers: int = 40, **parallel: Any) -> Any:
     """What the layout reads of a recipe; the model is the 14B one."""
-    degrees = dict(tensor=1, context=1, pipeline=1, data="auto", sequence=True) | parallel
+    degrees = {"tensor": 1, "context": 1, "pipeline": 1, "data": "auto", "sequence": True} | parallel
     return SimpleNamespace(
         parallel=SimpleNamespace(**degrees),
         model=SimpleNamespace(num_heads=num_heads, ffn_dim=ffn_dim, num_layers=num_layers),
@@ -51,20 +49,20 @@ def test_matching_data_degree_is_accepted() -> None:
         (
             {"tensor": 4},
             6,
-            "parallel.tensor x context x pipeline (4 x 1 x 1 = 4) must divide the number of ranks (6): start 4 "
-            "ranks, or use degrees whose product is 1, 2, 3 or 6",
+            "parallel.tensor x context x pipeline (4 x 1 x 1 = 4) must divide the number of ranks (6): "
+            "start 4 ranks, or use degrees whose product is 1, 2, 3 or 6",
         ),
         (
             {"tensor": 2},
             1,
-            "parallel.tensor x context x pipeline (2 x 1 x 1 = 2) must divide the number of ranks (1): start 2 "
-            "ranks, or use degrees whose product is 1",
+            "parallel.tensor x context x pipeline (2 x 1 x 1 = 2) must divide the number of ranks (1): "
+            "start 2 ranks, or use degrees whose product is 1",
         ),
         (
             {"tensor": 2, "data": 3},
             8,
-            "parallel.data (3) must equal ranks / (tensor x context x pipeline) (8 / 2 = 4): use parallel.data=4 "
-            "or auto, or start 6 ranks",
+            "parallel.data (3) must equal ranks / (tensor x context x pipeline) (8 / 2 = 4): use "
+            "parallel.data=4 or auto, or start 6 ranks",
         ),
         ({"tensor": 0}, 1, "parallel.tensor (0) must be at least 1"),
         ({}, 0, "the number of ranks (0) must be at least 1"),

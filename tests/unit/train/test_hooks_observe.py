@@ -35,7 +35,7 @@ def _run(root: Path, **changes: Any) -> _Run:
     recipe = Recipe(
         model=ModelRecipe(dim=64, num_layers=2, num_heads=2, ffn_dim=128),
         train=TrainRecipe(stage=1, steps=4, run_folder=root, log_every=2),
-        track=TrackRecipe(mlflow=changes.pop("mlflow", True)),
+        track=TrackRecipe(mlflow=changes.pop("mlflow", True), uri="http://me:secret@host"),
     )
     return _Run(recipe, RunFolder.create(root), **changes)
 
@@ -149,6 +149,7 @@ def test_the_tracker_gets_recipe_steps_and_pictures(tmp_path: Path, monkeypatch:
     assert fake.settings.run_name == "demo" and fake.settings.continues
     assert fake.settings.params["model.dim"] == "64"
     assert fake.settings.params["model.patch_size"] == "[1, 2, 2]"
+    assert fake.settings.params["track.uri"] == "http://host"
     assert fake.settings.tags["mlflow.source.git.commit"] == "c0ffee"
     assert fake.settings.start_files == (run.folder.recipe_path,)
     assert fake.metrics == [(1, tracked_metrics(_report(1)))]

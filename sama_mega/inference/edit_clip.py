@@ -1,0 +1,144 @@
+"""Edits one video file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sama_data.buckets import Geometry, choose_bucket, cover, cut_length
+from sama_data.decode import decode_frames
+from sama_data.samples import EDIT_PREFIXES
+from sama_mega.config.errors import ConfigError, UserError
+from sama_mega.encoders.interface import TextEncoder
+from sama_mega.inference.editor import SamplingSettings, frames_from_pixels, pixels_from_frames
+from sama_mega.inference.load import OpenCheckpoint
+from sama_mega.inference.pictures import before_after_picture, write_video
+
+IMAGE_FPS = 1.0
+
+
+class OutputError(UserError):
+    """The result cannot be written."""
+
+
+@dataclass(frozen=True)
+class EditedClip:
+    """Source and result of an edit.
+
+    Attributes:
+        source: ``[T, H, W, 3]`` uint8, brought to its bucket.
+        edit: Same shape.
+        fps: Frames a second of both.
+    """
+
+    source: NDArray[np.uint8]
+    edit: NDArray[np.uint8]
+    fps: float
+
+
+def require_writable(path: Path) -> None:
+    """Refuses a result that could not be written, before minutes are spent on it.
+
+    Raises:
+        OutputError: Wrong ending, or the folder cannot be made or written.
+    """
+    if path.suffix != ".mp4":
+        raise OutputError(f"--out ({path}) must end in .mp4")
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"--out ({path}) cannot be written: {error.strerror}: choose another folder") from error
+    if path.is_dir():
+        raise OutputError(f"--out ({path}) is a folder: name a file")
+
+
+def make_edit_prompt(instruction: str, text: TextEncoder) -> str:
+    """Puts the edit prefix before an instruction.
+
+    Raises:
+        ConfigError: The instruction is empty, or too long for the text encoder.
+    """
+    if not instruction.strip():
+        raise ConfigError("the instruction is empty: say what to change")
+    prompt = f"{EDIT_PREFIXES['video']} {instruction.strip()}"
+    num_tokens = text.count_tokens(prompt)
+    if num_tokens > text.max_tokens:
+        raise ConfigError(
+            f"the instruction has {num_tokens} tokens with its prefix; the model reads {text.max_tokens}: shorten it"
+        )
+    return prompt
+
+
+def edit_clip(
+    opened: OpenCheckpoint,
+    video: Path,
+    instruction: str,
+    settings: SamplingSettings,
+    max_frames: int,
+    on_step: Callable[[int], None] | None = None,
+) -> EditedClip:
+    """Edits a video file, all of its frames, at the size of its bucket.
+
+    A clip whose length is not 4k+1 is padded with its last frame for the model and cut back afterwards.
+
+    Args:
+        opened: The model.
+        video: The file.
+        instruction: What to change.
+        settings: How to sample.
+        max_frames: A longer clip is refused.
+        on_step: Called with the number of finished sampling steps.
+
+    Raises:
+        ClipError: The file cannot be decoded.
+        ConfigError: The clip or the instruction is too long.
+    """
+    prompt = make_edit_prompt(instruction, opened.encoders.text)
+    buckets = opened.recipe.data.buckets
+
+    def fit(width: int, height: int) -> Geometry:
+        return cover(width, height, choose_bucket(width, height, buckets))
+
+    decoded = decode_frames(video, 0, None, max_frames + 1, fit, opened.recipe.data.decode_threads)
+    num_frames = len(decoded.frames)
+    if num_frames > max_frames:
+        raise ConfigError(
+            f"{video} has more than --max-frames ({max_frames}) frames: cut the clip, or raise --max-frames (the"
+            f" model was trained on at most {opened.recipe.data.max_frames})"
+        )
+    padded = _pad_to_model_length(torch.from_numpy(decoded.frames))
+    edited = opened.editor.edit(pixels_from_frames(padded)[None], [prompt], settings, on_step=on_step)
+    frames = frames_from_pixels(edited[0])[:num_frames].numpy()
+    return EditedClip(decoded.frames, frames, decoded.fps or IMAGE_FPS)
+
+
+def write_edit(clip: EditedClip, out: Path, instruction: str) -> Path:
+    """Writes the mp4, and a picture of source over edit beside it.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        OutputError: The disk refuses.
+    """
+    picture = out.with_suffix(".png")
+    try:
+        write_video(out, clip.edit, clip.fps)
+        before_after_picture(clip.source, clip.edit, picture, title=instruction)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror or error}: free or change the disk") from error
+    return picture
+
+
+def _pad_to_model_length(frames: torch.Tensor) -> torch.Tensor:
+    num_frames = frames.shape[0]
+    missing = -(num_frames - cut_length(num_frames)) % 4
+    return torch.cat([frames, frames[-1:].expand(missing, *frames.shape[1:])]) if missing else frames

@@ -1,0 +1,69 @@
+"""Opens a checkpoint for editing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sama_mega.config import load_recipe
+from sama_mega.config.schema import Recipe
+from sama_mega.encoders import Encoders, build_encoders
+from sama_mega.inference.editor import Editor
+from sama_mega.model import build_model
+from sama_mega.parallel.checkpoint_folder import RECIPE_FILE, resolve_checkpoint
+from sama_mega.parallel.checkpoint_io import load_sharded
+from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
+from sama_mega.parallel.sharded_state import shard_parameters
+
+
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        path: The checkpoint's folder.
+        recipe: Its recipe, laid out for the ranks that opened it.
+        encoders: Its encoders.
+        editor: Ready to edit.
+        context: The running layout.
+    """
+
+    path: Path
+    recipe: Recipe
+    encoders: Encoders
+    editor: Editor
+    context: ParallelContext
+
+
+@contextmanager
+def open_checkpoint(path: Path, weights: str, num_ranks: int = 1) -> Iterator[OpenCheckpoint]:
+    """Loads a checkpoint's model on the ranks that are there, all of them tensor parallel.
+
+    Args:
+        path: A checkpoint or a run folder.
+        weights: ``ema`` or ``model``.
+        num_ranks: Ranks that call this together.
+
+    Raises:
+        CheckpointError: There is no complete checkpoint, or it is damaged.
+        ConfigError: Its model cannot be split over so many ranks.
+    """
+    checkpoint = resolve_checkpoint(path)
+    layout = [
+        f"parallel.tensor={num_ranks}",
+        "parallel.context=1",
+        "parallel.pipeline=1",
+        "parallel.data=auto",
+    ]
+    recipe = load_recipe(checkpoint / RECIPE_FILE, layout)
+    context = start_parallel(recipe)
+    try:
+        model = build_model(recipe, context).eval()
+        load_sharded(shard_parameters(model, context, prefix=f"{weights}."), checkpoint)
+        encoders = build_encoders(recipe, context.device)
+        editor = Editor(recipe, model, encoders, context.device)
+        yield OpenCheckpoint(checkpoint, recipe, encoders, editor, context)
+    finally:
+        stop_parallel()

@@ -1,0 +1,112 @@
+"""Scores of edits whose truth is known, in pixels against the codec's own reconstruction of the truth.
+
+Shape legend: B clips, T H W frames and size; pixels in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+PEAK_TO_PEAK = 2.0
+PERFECT_DB = 99.0
+"""What an error of zero scores: a PSNR has no largest value, a table needs one."""
+
+
+def psnr(ours: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio of each clip, in decibels.
+
+    Args:
+        ours: ``[B, 3, T, H, W]``.
+        truth: Same shape.
+        mask: ``[B, T, H, W]`` bool, the pixels that count; all by default.
+
+    Returns:
+        ``[B]`` float32; NaN where no pixel counts.
+    """
+    squared = (ours - truth).square().mean(dim=1)
+    weight = torch.ones_like(squared) if mask is None else mask.to(squared.dtype)
+    mean = (squared * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+    return (10 * torch.log10(PEAK_TO_PEAK**2 / mean)).clamp(max=PERFECT_DB)
+
+
+@dataclass(frozen=True)
+class EditScores:
+    """Mean scores of one kind of edit.
+
+    Attributes:
+        kind: Kind of edit.
+        num_clips: Clips scored.
+        success: Share of clips whose edited region ends closer to the target than to the source.
+        inside_db: PSNR inside the edit.
+        unedited_db: PSNR inside the edit of the source left as it was.
+        outside_db: PSNR outside the edit; NaN where an edit changes the whole frame.
+        control_success: Success with another clip's instruction.
+    """
+
+    kind: str
+    num_clips: int
+    success: float
+    inside_db: float
+    unedited_db: float
+    outside_db: float
+    control_success: float
+
+
+def score_edits(
+    kind: str, edits: Tensor, controls: Tensor, sources: Tensor, truths: Tensor, masks: Tensor
+) -> EditScores:
+    """Scores the edits of one kind.
+
+    Args:
+        kind: Kind of edit.
+        edits: ``[B, 3, T, H, W]`` what the model made.
+        controls: Same shape, made with other clips' instructions.
+        sources: Same shape, the sources through the codec.
+        truths: Same shape, the targets through the codec.
+        masks: ``[B, T, H, W]`` bool, where the edit may change pixels.
+    """
+    inside = psnr(edits, truths, masks)
+    return EditScores(
+        kind=kind,
+        num_clips=edits.shape[0],
+        success=_share(inside > psnr(edits, sources, masks)),
+        inside_db=_mean(inside),
+        unedited_db=_mean(psnr(sources, truths, masks)),
+        outside_db=_mean(psnr(edits, truths, ~masks)),
+        control_success=_share(psnr(controls, truths, masks) > psnr(controls, sources, masks)),
+    )
+
+
+@dataclass(frozen=True)
+class MotionScores:
+    """Mean scores of one pretext task, over the frames that the task is about.
+
+    Attributes:
+        task: ``cube``, ``speed`` or ``tube``.
+        num_clips: Clips scored.
+        model_db: PSNR of what the model restored.
+        baselines_db: PSNR of what one gets without a model, by name.
+    """
+
+    task: str
+    num_clips: int
+    model_db: float
+    baselines_db: dict[str, float]
+
+
+def _share(hits: Tensor) -> float:
+    return hits.float().mean().item()
+
+
+def _mean(values: Tensor) -> float:
+    finite = values[~values.isnan()].tolist()
+    return fmean(finite) if finite else float("nan")
+
+
+def mean_db(ours: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
+    """Mean of `psnr` over the clips that have a pixel to count."""
+    return _mean(psnr(ours, truth, mask))

@@ -1,0 +1,128 @@
+"""The quarantine: one line a sample, whole lines only, whoever writes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from sama_data.errors import ClipError, DataError
+from sama_data.health import MIN_TRIED, Health
+from sama_data.quarantine import Quarantine
+from sama_data.rows import Row
+
+
+def read_lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_sample_is_written_once(tmp_path):
+    path = tmp_path / "run" / "quarantine.jsonl"
+    quarantine = Quarantine(path)
+    assert not path.exists()
+    assert quarantine.add("a", Path("clips/a.mp4"), "is empty", 3)
+    assert not quarantine.add("a", Path("clips/a.mp4"), "is empty", 4)
+    assert quarantine.add("b", Path("clips/b.mp4"), 'says "é"', 5)
+    assert read_lines(path) == [
+        {"sample_id": "a", "path": "clips/a.mp4", "reason": "is empty", "step": 3},
+        {"sample_id": "b", "path": "clips/b.mp4", "reason": 'says "é"', "step": 5},
+    ]
+
+
+def test_other_ranks_and_earlier_lives_are_not_repeated(tmp_path):
+    path = tmp_path / "quarantine.jsonl"
+    first, second = Quarantine(path), Quarantine(path)
+    first.add("a", Path("a"), "r", 0)
+    second.add("b", Path("b"), "r", 0)
+    assert not first.add("b", Path("b"), "r", 1)
+    assert not second.add("a", Path("a"), "r", 1)
+    assert [line["sample_id"] for line in read_lines(path)] == ["a", "b"]
+
+
+def test_a_torn_last_line_spoils_nothing(tmp_path):
+    path = tmp_path / "quarantine.jsonl"
+    Quarantine(path).add("a", Path("a"), "r", 0)
+    with open(path, "a") as file:
+        file.write('{"sample_id": "b", "pa')
+    quarantine = Quarantine(path)
+    assert quarantine.add("b", Path("b"), "r", 1)
+    assert not quarantine.add("a", Path("a"), "r", 1)
+    assert not Quarantine(path).add("b", Path("b"), "r", 1)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 3
+    assert json.loads(lines[2])["sample_id"] == "b"
+
+
+def test_threads_write_whole_lines(tmp_path):
+    path = tmp_path / "quarantine.jsonl"
+    writers = [Quarantine(path) for _ in range(4)]
+
+    def write(quarantine: Quarantine) -> None:
+        for number in range(25):
+            quarantine.add(f"clip {number}", Path("x"), "r" * 200, number)
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in writers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert sorted(line["step"] for line in read_lines(path)) == list(range(25))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    quarantine = Quarantine(tmp_path / "file" / "quarantine.jsonl")
+    with pytest.raises(DataError, match="cannot write the quarantine"):
+        quarantine.add("a", Path("a"), "r", 0)
+
+
+def row(index: int, kind: str = "video") -> Row:
+    return Row(index, f"clip{index}", kind, None, Path(f"{index}.mp4"), "text")
+
+
+def make_health(tmp_path: Path, share: float, videos: int = 100, images: int = 3) -> Health:
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+    return Health(videos + images, {"video": videos, "image": images}, share, quarantine)
+
+
+def spoil(health: Health, spoiled: Row) -> None:
+    health.record_bad(spoiled, ClipError(spoiled.target, "is empty"), 7)
+
+
+def test_too_large_a_share_stops_the_run_but_not_before_enough_were_tried(tmp_path):
+    health = make_health(tmp_path, share=0.25)
+    for index in range(MIN_TRIED - 5):
+        health.record_good(row(index))
+    for index in range(90, 94):
+        spoil(health, row(index))  # 4 of 19 is below the share; too few were tried as well
+    spoil(health, row(94))  # 5 of 20 is the share, not above it
+    spoil(health, row(94))  # known
+    with pytest.raises(DataError) as caught:
+        spoil(health, row(95))
+    assert "6 of the 21 samples tried" in str(caught.value)
+    assert "data.max_bad_share (0.25)" in str(caught.value)
+    assert str(tmp_path / "quarantine.jsonl") in str(caught.value)
+    assert health.num_bad == 6
+    assert health.is_bad(94)
+    assert not health.is_bad(0)
+
+
+def test_a_few_bad_ones_first_do_not_stop_the_run(tmp_path):
+    health = make_health(tmp_path, share=0.1)
+    for index in range(MIN_TRIED - 1):
+        spoil(health, row(index))
+    with pytest.raises(DataError, match="20 of the 20"):
+        spoil(health, row(50))
+
+
+def test_when_all_of_a_kind_are_bad_the_run_stops_at_once(tmp_path):
+    health = make_health(tmp_path, share=1.0)
+    spoil(health, row(100, "image"))
+    spoil(health, row(101, "image"))
+    spoil(health, row(101, "image"))
+    with pytest.raises(
+        DataError, match=r"all 3 image samples are bad: see .*quarantine\.jsonl; the last one: 102"
+    ):
+        spoil(health, row(102, "image"))
