@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class DataError(Exception):
-    """The data or a request for it is wrong; the message is one line that names the thing, the rule, the fix."""
+    """The data or a request for it is wrong; one line that names the thing, the rule and the fix."""
 
 
 class ClipError(DataError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 from sama_data.buckets import cut_length
 
@@ -23,9 +24,37 @@ PROMPT_TOKENS: dict[str, str] = {
 _WORD_BYTES = 8
 
 
+class MotionSettings(Protocol):
+    """What a plan needs to know; `Motion` and the recipe's section `motion` both have it."""
+
+    @property
+    def none(self) -> float:
+        """Weight of leaving the source as it is."""
+
+    @property
+    def cube(self) -> float:
+        """Weight of inpainting black frames."""
+
+    @property
+    def speed(self) -> float:
+        """Weight of slowing a sped-up clip down."""
+
+    @property
+    def tube(self) -> float:
+        """Weight of restoring the order of shuffled tubes."""
+
+    @property
+    def cube_share(self) -> float:
+        """Share of the frames that cube inpainting blackens."""
+
+    @property
+    def keep_length(self) -> bool:
+        """Whether a sped-up clip is padded to the target's length."""
+
+
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """What a plan needs to know of the recipe; the defaults are the paper's weights.
+    """`MotionSettings` as plain values; the defaults are the paper's weights.
 
     Attributes:
         none: Weight of leaving the source as it is; the next three are weights as well.
@@ -69,7 +98,7 @@ def identity_plan(num_frames: int, task: str = "none") -> PretextPlan:
 
 
 def plan_pretext(
-    motion: Motion, seed: int, sample_id: str, epoch: int, num_frames: int, height: int, width: int
+    motion: MotionSettings, seed: int, sample_id: str, epoch: int, num_frames: int, height: int, width: int
 ) -> PretextPlan:
     """Draws the perturbation of one clip in one epoch.
 
@@ -98,7 +127,7 @@ def plan_pretext(
     return identity_plan(num_frames)
 
 
-def _draw_task(motion: Motion, draws: _Draws, num_frames: int, height: int, width: int) -> str:
+def _draw_task(motion: MotionSettings, draws: _Draws, num_frames: int, height: int, width: int) -> str:
     sped_up = num_frames if motion.keep_length else cut_length(max(1, round(num_frames / 2)))
     weights = {
         "none": motion.none,
@@ -160,9 +189,7 @@ class _Draws:
     def _word(self) -> int:
         salt = self._counter.to_bytes(_WORD_BYTES, "little")
         self._counter += 1
-        digest = hashlib.blake2b(
-            self._key, digest_size=_WORD_BYTES, salt=salt, person=b"sama-pretext"
-        ).digest()
+        digest = hashlib.blake2b(self._key, digest_size=_WORD_BYTES, salt=salt, person=b"sama-pretext").digest()
         return int.from_bytes(digest, "little")
 
     def uniform(self) -> float:

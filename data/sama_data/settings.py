@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sama_data.buckets import BUCKETS_480P
 from sama_data.errors import DataError
-from sama_data.pretext import Motion
+from sama_data.pretext import Motion, MotionSettings
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LoaderSettings:
     seed: int = 0
     buckets: tuple[tuple[int, int], ...] = BUCKETS_480P
     max_frames: int = 81
-    motion: Motion = field(default_factory=Motion)
+    motion: MotionSettings = field(default_factory=Motion)
     prefetch_steps: int = 2
     decode_threads: int = 1
     decoded_cache_mib: int = 0

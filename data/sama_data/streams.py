@@ -71,7 +71,7 @@ class Stream:
         return [Draw(first_slot + number, self, place, epoch) for number, (place, epoch) in enumerate(pairs)]
 
     def candidates(self, draw: Draw) -> Iterator[tuple[int, int]]:
-        """Yields (row index, the row's own epoch): the drawn row, then stand-ins until all rows were named."""
+        """Yields (row index, the row's own epoch): the drawn row, then stand-ins, until all were named."""
         yield self._row_of(draw.place, draw.epoch)
         for attempt in range(RANDOM_ATTEMPTS + self.num_places):
             place = replacement_index(

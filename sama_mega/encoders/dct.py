@@ -1,12 +1,13 @@
-"""The embedded video codec: the 16 strongest coefficients of an orthonormal 4x8x8 cosine transform.
+r"""The embedded video codec: the 16 strongest coefficients of an orthonormal 4x8x8 cosine transform.
 
 Nothing is learned and nothing is downloaded. A frame block of 4x8x8 pixels becomes 16 channels, as a Wan latent has:
 brightness keeps nine coefficients and the two colour axes four and three. The first frame is repeated four times, so
 that T = 4k+1 frames give k+1 latents, as Wan's causal VAE does.
 
 The channel statistics below were measured once on 256 clips of the synthetic world with
-    python -c "import torch; from sama_data.synth import make_pair; from sama_mega.encoders.dct import measure_statistics;
-    print(measure_statistics(torch.stack([torch.from_numpy(make_pair(0, i).source) for i in range(256)])))"
+    python -c "import torch; from sama_data.synth import make_pair; from sama_mega.encoders.dct import \
+    measure_statistics as measure; clips = [torch.from_numpy(make_pair(0, i).source) for i in range(256)]; \
+    print(measure(torch.stack(clips)))"
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from sama_mega.parallel.checkpoint_folder import RECIPE_FILE, resolve_checkpoint
 from sama_mega.parallel.checkpoint_io import load_sharded
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 from sama_mega.parallel.sharded_state import shard_parameters
+from sama_mega.parallel.torch_settings import apply_torch_settings
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def open_checkpoint(path: Path, weights: str, num_ranks: int = 1) -> Iterator[Op
         "parallel.data=auto",
     ]
     recipe = load_recipe(checkpoint / RECIPE_FILE, layout)
+    apply_torch_settings(recipe)
     context = start_parallel(recipe)
     try:
         model = build_model(recipe, context).eval()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sama_mega.config.errors import CheckpointError
-from sama_mega.parallel.collectives import gather_objects
+from sama_mega.parallel.collectives import gather_objects, world_group
 from sama_mega.parallel.sharded_state import ShardedState
 
 Result = TypeVar("Result")
@@ -80,7 +80,7 @@ def load_sharded(template: ShardedState, folder: Path) -> dict[str, Any]:
     stored = _everywhere(folder, "read", lambda: read_shapes(folder))
     wanted: dict[str, tuple[int, ...]] = {}
     own = {piece.key: tuple(piece.global_shape) for piece in template.values()}
-    for shapes in gather_objects(own, dist.group.WORLD):
+    for shapes in gather_objects(own, world_group()):
         wanted |= shapes
     _require_match(wanted, stored, folder)
     # Integrity is checked at saving; there rank 0 alone would raise.
@@ -186,7 +186,8 @@ def _require_match(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, t
 
 def _everywhere(folder: Path, verb: str, work: Callable[[], Result]) -> Result:
     """Runs a rank's own part and raises on all ranks when it failed on one."""
-    result, problem = None, None
+    result: Result | None = None
+    problem: str | None = None
     try:
         with warnings.catch_warnings():
             # megatron still calls two deprecated torch functions; the user can do nothing about it.
@@ -196,10 +197,10 @@ def _everywhere(folder: Path, verb: str, work: Callable[[], Result]) -> Result:
         problem = str(error)
     except FAILURES as error:
         problem = f"cannot {verb} the checkpoint {folder}: {_reason(error)}"
-    problems = [other for other in gather_objects(problem, dist.group.WORLD) if other is not None]
+    problems = [other for other in gather_objects(problem, world_group()) if other is not None]
     if problems:
         raise CheckpointError(problems[0])
-    return result
+    return cast(Result, result)
 
 
 def _reason(error: BaseException) -> str:

@@ -52,6 +52,13 @@ def sum_statistics(
     return dict(zip(values, summed.unbind(), strict=True))
 
 
+def world_group() -> dist.ProcessGroup:
+    """All ranks; only after they joined."""
+    group = dist.group.WORLD
+    assert group is not None, "no world: start_parallel() first"
+    return group
+
+
 def gather_objects(value: Any, group: dist.ProcessGroup) -> list[Any]:
     """Every rank's picklable value, in group rank order, on every rank."""
     gathered: list[Any] = [None] * group.size()

@@ -48,9 +48,9 @@ def launch_ranks(num_ranks: int, argv: Sequence[str]) -> int:
             end_ranks(ranks)
         if failed is None:
             return 0
-        if logs[failed] is not None:
-            output = logs[failed].read_text(errors="replace")
-            sys.stderr.write(f"rank {failed} failed:\n{output}")
+        log = logs[failed]
+        if log is not None:
+            sys.stderr.write(f"rank {failed} failed:\n{log.read_text(errors='replace')}")
         return _shell_status(ranks[failed].returncode)
 
 

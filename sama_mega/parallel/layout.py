@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sama_mega.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sama_mega.config import Recipe
+    from sama_mega.config.schema import ParallelRecipe, Recipe
 
 # Degrees above this are possible but rarely what a user meant; messages suggest up to here.
 LARGEST_SUGGESTED_DEGREE = 8
@@ -122,7 +122,7 @@ def _require_divides(key: str, degree: int, of_key: str, total: int) -> None:
         raise ConfigError(f"{key} ({degree}) must divide {of_key} ({total}): use {_join(_divisors(total))}")
 
 
-def _resolve_data_degree(parallel: object, world_size: int) -> int:
+def _resolve_data_degree(parallel: ParallelRecipe, world_size: int) -> int:
     """Ranks left for data parallelism once each model copy has its ranks."""
     tensor, context, pipeline = parallel.tensor, parallel.context, parallel.pipeline
     model_ranks = tensor * context * pipeline
@@ -144,14 +144,14 @@ def _resolve_data_degree(parallel: object, world_size: int) -> int:
     return data
 
 
-def _require_available(parallel: object) -> None:
+def _require_available(parallel: ParallelRecipe) -> None:
     """Refuses the axes whose communication is not built yet, instead of computing something else."""
     for axis in ("context", "pipeline"):
         degree = getattr(parallel, axis)
         if degree > 1:
             raise ConfigError(
                 f"parallel.{axis} ({degree}) is not available yet: this version has tensor, sequence and "
-                f"data parallelism only; use parallel.{axis}=1 and a larger parallel.tensor or more data ranks"
+                f"data parallelism only; use parallel.{axis}=1 and a larger parallel.tensor or more ranks"
             )
 
 

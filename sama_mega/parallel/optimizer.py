@@ -47,6 +47,12 @@ class OwnedSlice:
     end: int
     master: torch.Tensor
 
+    @property
+    def gradient(self) -> torch.Tensor:
+        """float32 gradient of the part, [end - start]; there between `gradient_norm` and the next `zero_grad`."""
+        assert self.master.grad is not None, self.name
+        return self.master.grad
+
     def view_in(self, whole: torch.Tensor) -> torch.Tensor:
         """The same part of another tensor of the parameter's shape, as a 1-D view."""
         return whole.detach().view(-1)[self.start : self.end]
@@ -142,12 +148,12 @@ class MegatronAdamW:
     def gradient_norm(self) -> float:
         """Euclidean norm of the global batch's gradient over all parameters.
 
-        The step's only wait for the device. Call after `finalize_gradients`. Whole copies on several tensor ranks count once. Not finite when any
-        gradient is not.
+        The step's only wait for the device. Call after `finalize_gradients`. Whole copies on several tensor
+        ranks count once. Not finite when any gradient is not.
         """
         if self._norm is None:
             self._distributed.prepare_grads()
-            gradients = [owned.master.grad for owned in self.owned if self._counts(owned)]
+            gradients = [owned.gradient for owned in self.owned if self._counts(owned)]
             total = torch.zeros((), dtype=torch.float64, device=self._context.device)
             if gradients:
                 total += torch.stack(torch._foreach_norm(gradients)).double().square().sum()
@@ -165,7 +171,7 @@ class MegatronAdamW:
         """
         norm = self.gradient_norm()
         if clip_norm and norm > clip_norm:
-            torch._foreach_mul_([owned.master.grad for owned in self.owned], clip_norm / (norm + 1e-6))
+            torch._foreach_mul_([owned.gradient for owned in self.owned], clip_norm / (norm + 1e-6))
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
         self._distributed.step_with_ready_grads()

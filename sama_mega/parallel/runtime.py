@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from sama_mega.config.errors import ConfigError
+from sama_mega.parallel.collectives import world_group
 from sama_mega.parallel.cpu_shim import install_cpu_shim
 from sama_mega.parallel.layout import Layout, resolve_layout
 from sama_mega.parallel.rank_environment import RankEnvironment, read_rank_environment
@@ -132,11 +133,7 @@ def solo_context(context: ParallelContext) -> ParallelContext:
 
     `verify` builds its one-rank reference with it: the same code, with groups of one.
     """
-    own_group = None
-    for rank in range(context.world_size):
-        # Every rank creates every group, in the same order: torch demands it.
-        group = dist.new_group([rank], group_desc="SOLO")
-        own_group = group if rank == context.rank else own_group
+    own_group = _own_group([[rank] for rank in range(context.world_size)], "SOLO")
     names = [field.name for field in fields(ProcessGroupCollection) if hasattr(context.groups, field.name)]
     layout = Layout(tensor=1, context=1, pipeline=1, data=1, sequence=False, world_size=1)
     return ParallelContext(
@@ -211,6 +208,8 @@ def _make_store(environment: RankEnvironment, timeout: timedelta) -> dist.Store:
         return dist.HashStore()
     if environment.rendezvous_file is not None:
         return dist.FileStore(environment.rendezvous_file, environment.world_size)
+    assert environment.master_address is not None, environment
+    assert environment.master_port is not None, environment
     # torchrun's agent serves the port itself; elsewhere rank 0 does.
     agent_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(
@@ -248,7 +247,7 @@ def _describe_rank(layout: Layout, device: torch.device, timeout_seconds: float)
         tensor_group=groups.tp,
         data_group=groups.dp,
         model_group=_model_group(layout, groups, timeout_seconds),
-        world_group=dist.group.WORLD,
+        world_group=world_group(),
         groups=groups,
     )
 
@@ -257,11 +256,20 @@ def _model_group(layout: Layout, groups: ProcessGroupCollection, timeout_seconds
     """All ranks of a sample; megatron's `mp` is tensor x pipeline and leaves out context."""
     if layout.context == 1:
         return groups.mp
-    own = layout.coordinates(dist.get_rank()).data
-    own_group = None
-    # Every rank creates every group, in the same order: torch demands it.
-    for data_index in range(layout.data):
-        ranks = layout.ranks_of_data_index(data_index)
-        group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_seconds), group_desc="MODEL_WITH_CONTEXT")
-        own_group = group if data_index == own else own_group
-    return own_group
+    members = [layout.ranks_of_data_index(data_index) for data_index in range(layout.data)]
+    return _own_group(members, "MODEL_WITH_CONTEXT", timedelta(seconds=timeout_seconds))
+
+
+def _own_group(
+    members: Sequence[Sequence[int]], description: str, timeout: timedelta | None = None
+) -> dist.ProcessGroup:
+    """Creates disjoint groups and returns the one that holds this rank.
+
+    Every rank creates every group, in the same order: torch demands it.
+    """
+    own = None
+    for ranks in members:
+        group = dist.new_group(list(ranks), timeout=timeout, group_desc=description)
+        own = group if dist.get_rank() in ranks else own
+    assert isinstance(own, dist.ProcessGroup), members
+    return own

@@ -161,8 +161,10 @@ def partition_axis(parameter: nn.Parameter) -> int | None:
     if not getattr(parameter, "tensor_model_parallel", False):
         return None
     # A strided split interleaves ranks along the axis; one offset cannot describe it.
-    assert getattr(parameter, "partition_stride", 1) == 1, parameter.partition_stride
-    return parameter.partition_dim
+    assert getattr(parameter, "partition_stride", 1) == 1, tuple(parameter.shape)
+    axis = getattr(parameter, "partition_dim", -1)
+    assert 0 <= axis < parameter.dim(), (axis, tuple(parameter.shape))
+    return axis
 
 
 def _tensor_replica(parameter: nn.Parameter, context: ParallelContext) -> int:

@@ -24,6 +24,7 @@ from sama_mega.observe.progress import stderr_is_terminal
 from sama_mega.parallel.checkpoint_folder import complete_checkpoints, resolve_checkpoint
 from sama_mega.parallel.collectives import broadcast_object
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
+from sama_mega.parallel.torch_settings import apply_torch_settings
 from sama_mega.train.agreement import agreeing_batches
 from sama_mega.train.batch import Batcher
 from sama_mega.train.checkpoint import load_checkpoint, load_initial_weights
@@ -76,8 +77,7 @@ def train(recipe: Recipe) -> RunSummary:
         UserError: The recipe, a checkpoint or a folder is at fault.
         DataError: The manifest or all its clips are at fault.
     """
-    if recipe.train.cpu_threads is not None:
-        torch.set_num_threads(recipe.train.cpu_threads)
+    apply_torch_settings(recipe)
     dataset = open_dataset(recipe)
     context = start_parallel(recipe)
     try:

@@ -1,7 +1,7 @@
 """The distributed optimizer and sharded checkpoints against plain AdamW, across layouts.
 
-Three worlds run one after the other (one rank, two tensor ranks, two data ranks), each started once. Each
-trains the same toy model on the same global batch, resumes, and reads what an earlier world wrote.
+Two worlds run one after the other, of one rank and of two; the second goes through several layouts. Each
+layout trains the same toy model on the same global batch, resumes, and reads what an earlier world wrote.
 Checkpoints are read back whole in this process, so they also serve to compare parameters and moments tensor
 by tensor.
 """
@@ -24,6 +24,17 @@ DIM, HIDDEN, TOKENS, SAMPLES = 6, 10, 8, 4
 STEPS_BEFORE, STEPS_AFTER = 3, 2
 LEARNING_RATE, CLIP = 3e-2, 0.05
 TIMEOUT_SECONDS = 60.0
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "tensor": {"tensor": 2},
+    "data": {},
+    "tensor-whole-sequence": {"tensor": 2, "sequence": False},
+    "data-overlap": {"overlap_grad_reduce": True, "overlap_param_gather": True},
+}
+WORLDS = {1: ["one"], 2: ["tensor", "data", "tensor-whole-sequence", "data-overlap"]}
+EARLIER = {"tensor": "one", "data": "tensor"}
+"""Whose checkpoint a layout loads beside its own."""
 
 RELATIVE_LIMIT = {"model": 1e-5, "optimizer": 1e-4}
 """Largest relative error (norm of difference over norm) against plain AdamW, by checkpoint section."""
@@ -155,9 +166,7 @@ def toy_shard(config: Any, context: Any, dtype: torch.dtype) -> nn.Module:
             self.scale = nn.Parameter(torch.empty(1, DIM))
             self.scale.sequence_parallel = config.sequence_parallel
             self.up = ColumnParallelLinear(DIM, HIDDEN, **common)
-            self.down = RowParallelLinear(
-                HIDDEN, DIM, bias=True, input_is_parallel=True, skip_bias_add=False, **common
-            )
+            self.down = RowParallelLinear(HIDDEN, DIM, bias=True, input_is_parallel=True, skip_bias_add=False, **common)
             for parameter, axis in ((self.up.weight, 0), (self.up.bias, 0), (self.down.weight, 1)):
                 if not getattr(parameter, "tensor_model_parallel", False):
                     set_tensor_model_parallel_attributes(parameter, True, axis, 1)
@@ -177,34 +186,35 @@ def toy_shard(config: Any, context: Any, dtype: torch.dtype) -> nn.Module:
     return module.to(context.device)
 
 
-def run_world(name: str, parallel: dict[str, Any], folder: Path, earlier: str | None) -> dict[str, Any]:
-    """Everything one world does; returns what the tests assert on."""
-    from sama_mega.parallel.runtime import start_parallel, stop_parallel
+def run_layouts(names: list[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """Everything a world of ranks does, one layout after the other; returns what the tests assert on."""
+    from sama_mega.parallel.layout import resolve_layout
+    from sama_mega.parallel.runtime import form_groups, start_parallel, stop_parallel
 
-    context = start_parallel(recipe(**parallel), timeout_seconds=30)
+    context = start_parallel(recipe(**LAYOUTS[names[0]]), timeout_seconds=30)
+    out = {}
+    for name in names:
+        layout = resolve_layout(recipe(**LAYOUTS[name]), context.world_size)
+        context = form_groups(layout, context.device, seed=1)
+        out[name] = run_layout(name, recipe(**LAYOUTS[name]), context, folder)
+    stop_parallel()
+    return out
+
+
+def run_layout(name: str, recipe: Any, context: Any, folder: Path) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        out[precision] = train_and_resume(recipe(**parallel), context, dtype, folder / f"{name}-{precision}")
+        out[precision] = train_and_resume(recipe, context, dtype, folder / f"{name}-{precision}")
+        earlier = EARLIER.get(name)
         if earlier is not None:
-            run = Run(recipe(**parallel), context, dtype)
+            run = Run(recipe, context, dtype)
             run.load(folder / f"{earlier}-{precision}")
             run.save(folder / f"{name}-from-{earlier}-{precision}")
             run.train(STEPS_BEFORE, STEPS_AFTER)
             run.save(folder / f"{name}-continued-{earlier}-{precision}")
-    out["skip"] = skipped_step(recipe(**parallel), context)
-    out["weights"] = other_weights(recipe(**parallel), context, folder / f"{name}-ema")
-    out["errors"] = failures(recipe(**parallel), context, folder, f"{name}-float32")
-    if context.layout.data == 2:
-        overlapping = recipe(**parallel, overlap_grad_reduce=True, overlap_param_gather=True)
-        train_and_resume(overlapping, context, torch.float32, folder / "overlap-float32")
-    if context.layout.tensor == 2:
-        plain = recipe(**parallel | {"sequence": False})
-        from sama_mega.parallel.layout import resolve_layout
-        from sama_mega.parallel.runtime import form_groups
-
-        context = form_groups(resolve_layout(plain, 2), context.device, seed=1)
-        train_and_resume(plain, context, torch.float32, folder / "no-sequence-float32")
-    stop_parallel()
+    out["skip"] = skipped_step(recipe, context)
+    out["weights"] = other_weights(recipe, context, folder / f"{name}-ema")
+    out["errors"] = failures(recipe, context, folder, f"{name}-float32")
     return out
 
 
@@ -261,17 +271,19 @@ def skipped_step(recipe: Any, context: Any) -> dict[str, bool]:
 def other_weights(recipe: Any, context: Any, folder: Path) -> dict[str, Any]:
     """A moving average held like the masters: swapped in and out, saved, and loaded as a run's weights."""
     from sama_mega.parallel.checkpoint_io import load_sharded, save_sharded
+    from sama_mega.parallel.data_parallel import synchronize_parameters
 
     out: dict[str, Any] = {}
     for dtype in (torch.float32, torch.bfloat16):
         run = Run(recipe, context, dtype)
         run.train(0, 1)
+        # With overlap the last update is still on its way to the other data ranks.
+        synchronize_parameters(run.model)
         average = [owned.master.detach() * 0.5 for owned in run.optimizer.owned]
         parameters = [parameter.detach().clone() for parameter in run.model.parameters()]
         with run.optimizer.temporary_weights(average):
             halved = all(
-                torch.equal(now, before / 2)
-                for now, before in zip(run.model.parameters(), parameters, strict=True)
+                torch.equal(now, before / 2) for now, before in zip(run.model.parameters(), parameters, strict=True)
             )
         restored = all(map(torch.equal, run.model.parameters(), parameters))
         target = folder.with_name(f"{folder.name}-{dtype}".replace("torch.", ""))
@@ -280,8 +292,7 @@ def other_weights(recipe: Any, context: Any, folder: Path) -> dict[str, Any]:
         load_sharded(fresh.optimizer.sharded_masters("ema."), target)
         fresh.optimizer.masters_to_model()
         loaded = all(
-            torch.equal(now, before / 2)
-            for now, before in zip(fresh.model.parameters(), parameters, strict=True)
+            torch.equal(now, before / 2) for now, before in zip(fresh.model.parameters(), parameters, strict=True)
         )
         exact = all(map(torch.equal, (owned.master for owned in fresh.optimizer.owned), average))
         out[str(dtype)] = {"halved": halved, "restored": restored, "loaded": loaded, "exact_masters": exact}
@@ -298,9 +309,7 @@ def failures(recipe: Any, context: Any, folder: Path, good: str) -> dict[str, st
     wrong_shape = dict(state)
     # Whole on every rank and taller than the stored one.
     wrong_shape[key] = _taller(state[key])
-    renamed = {name: piece for name, piece in state.items() if name != key} | {
-        "model.other": _renamed(state[key])
-    }
+    renamed = {name: piece for name, piece in state.items() if name != key} | {"model.other": _renamed(state[key])}
     without = {name: piece for name, piece in state.items() if name != key}
     damaged = folder / f"damaged-{good}"
     if context.rank == 0:
@@ -371,20 +380,14 @@ def _with_tiny_files(context: Any, action: Any) -> None:
 # --- run by pytest --------------------------------------------------------------------------------
 
 
-WORLDS = {
-    "one": (1, {}, None),
-    "tensor": (2, {"tensor": 2}, "one"),
-    "data": (2, {}, "tensor"),
-}
-
-
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
-    """Runs the three worlds: the folder of their checkpoints and, by world, what each rank reported."""
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    """Runs all layouts: the folder of their checkpoints and, by layout, what each rank reported."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    results = {}
-    for name, (size, parallel, earlier) in WORLDS.items():
-        results[name] = run_distributed(run_world, size, TIMEOUT_SECONDS, (name, parallel, folder, earlier))
+    results: dict[str, list[dict[str, Any]]] = {}
+    for world_size, names in WORLDS.items():
+        ranks = run_distributed(run_layouts, world_size, TIMEOUT_SECONDS, (names, folder))
+        results |= {name: [rank[name] for rank in ranks] for name in names}
     return folder, results
 
 
@@ -392,9 +395,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, li
 def reference() -> dict[int, dict[str, torch.Tensor]]:
     """Plain AdamW in one process: parameters and moments after every step, under the checkpoint's keys."""
     model = ToyReference()
-    adam = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1
-    )
+    adam = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     states = {}
     for step in range(STEPS_BEFORE + STEPS_AFTER):
         adam.zero_grad()
@@ -417,20 +418,20 @@ def assert_close_to_reference(tensors: dict[str, torch.Tensor], expected: dict[s
         assert error <= RELATIVE_LIMIT[key.split(".")[0]], (key, error)
 
 
-@pytest.mark.parametrize("name", [*WORLDS, "overlap", "no-sequence"])
-def test_every_layout_takes_the_steps_of_plain_adamw(worlds: Any, reference: Any, name: str) -> None:
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_takes_the_steps_of_plain_adamw(layouts: Any, reference: Any, name: str) -> None:
     from sama_mega.parallel.checkpoint_io import read_common, read_plain
 
-    folder, _ = worlds
+    folder, _ = layouts
     for suffix, steps in (("", STEPS_BEFORE), ("-end", STEPS_BEFORE + STEPS_AFTER)):
         checkpoint = folder / f"{name}-float32{suffix}"
         assert_close_to_reference(read_plain(checkpoint), reference[steps])
         assert read_common(checkpoint) == {"steps_taken": steps}
 
 
-@pytest.mark.parametrize("name", WORLDS)
-def test_gradient_norm_is_the_whole_models(worlds: Any, reference: Any, name: str) -> None:
-    _, results = worlds
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_gradient_norm_is_the_whole_models(layouts: Any, reference: Any, name: str) -> None:
+    _, results = layouts
     expected = [float(reference[step + 1]["norm"]) for step in range(STEPS_BEFORE + STEPS_AFTER)]
     # Clipping must have happened, or the clipped branch went untested.
     assert max(expected) > CLIP
@@ -439,9 +440,9 @@ def test_gradient_norm_is_the_whole_models(worlds: Any, reference: Any, name: st
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", WORLDS)
-def test_resume_is_bitwise(worlds: Any, name: str, precision: str) -> None:
-    _, results = worlds
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_resume_is_bitwise(layouts: Any, name: str, precision: str) -> None:
+    _, results = layouts
     for rank in results[name]:
         outcome = rank[precision]
         assert outcome["num_compared"] >= 5
@@ -451,11 +452,11 @@ def test_resume_is_bitwise(worlds: Any, name: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "earlier"), [("tensor", "one"), ("data", "tensor")])
-def test_checkpoint_loads_in_another_layout(worlds: Any, name: str, earlier: str, precision: str) -> None:
+@pytest.mark.parametrize(("name", "earlier"), EARLIER.items())
+def test_checkpoint_loads_in_another_layout(layouts: Any, name: str, earlier: str, precision: str) -> None:
     from sama_mega.parallel.checkpoint_io import read_plain
 
-    folder, _ = worlds
+    folder, _ = layouts
     written = read_plain(folder / f"{earlier}-{precision}")
     rewritten = read_plain(folder / f"{name}-from-{earlier}-{precision}")
     assert written.keys() == rewritten.keys()
@@ -464,33 +465,33 @@ def test_checkpoint_loads_in_another_layout(worlds: Any, name: str, earlier: str
         assert torch.equal(value, rewritten[key]), key
 
 
-@pytest.mark.parametrize(("name", "earlier"), [("tensor", "one"), ("data", "tensor")])
-def test_training_continues_in_another_layout(worlds: Any, reference: Any, name: str, earlier: str) -> None:
+@pytest.mark.parametrize(("name", "earlier"), EARLIER.items())
+def test_training_continues_in_another_layout(layouts: Any, reference: Any, name: str, earlier: str) -> None:
     from sama_mega.parallel.checkpoint_io import read_plain
 
-    folder, _ = worlds
+    folder, _ = layouts
     continued = read_plain(folder / f"{name}-continued-{earlier}-float32")
     assert_close_to_reference(continued, reference[STEPS_BEFORE + STEPS_AFTER])
 
 
-@pytest.mark.parametrize("name", WORLDS)
-def test_refused_step_leaves_no_trace(worlds: Any, name: str) -> None:
-    _, results = worlds
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_refused_step_leaves_no_trace(layouts: Any, name: str) -> None:
+    _, results = layouts
     for rank in results[name]:
         assert rank["skip"] == {"unchanged": True, "equal_later": True, "sees_infinity": True}
 
 
-@pytest.mark.parametrize("name", WORLDS)
-def test_other_weights_come_and_go(worlds: Any, name: str) -> None:
-    _, results = worlds
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_other_weights_come_and_go(layouts: Any, name: str) -> None:
+    _, results = layouts
     for rank in results[name]:
         for outcome in rank["weights"].values():
             assert outcome == {"halved": True, "restored": True, "loaded": True, "exact_masters": True}
 
 
-@pytest.mark.parametrize("name", WORLDS)
-def test_failures_reach_every_rank_in_one_line(worlds: Any, name: str) -> None:
-    _, results = worlds
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_failures_reach_every_rank_in_one_line(layouts: Any, name: str) -> None:
+    _, results = layouts
     expected = {
         "renamed": "lacks model.other",
         "unused": "has model.scale",
@@ -506,5 +507,5 @@ def test_failures_reach_every_rank_in_one_line(worlds: Any, name: str) -> None:
         for case, part in expected.items():
             assert part in rank["errors"][case], (case, rank["errors"][case])
             assert "\n" not in rank["errors"][case]
-    folder, _ = worlds
+    folder, _ = layouts
     assert not list(folder.glob("full-*/metadata.json")), "an incomplete checkpoint must not look complete"

@@ -153,9 +153,7 @@ def test_groups_can_be_formed_again(two_ranks: list[dict[str, Any]]) -> None:
 
 def test_generators(two_ranks: list[dict[str, Any]]) -> None:
     first, second = (out["random"] for out in two_ranks)
-    assert (first[0], first[2]) == (second[0], second[2]), (
-        "the default generator is the same on every tensor rank"
-    )
+    assert (first[0], first[2]) == (second[0], second[2]), "the default generator is the same on every tensor rank"
     assert first[1] != second[1], "megatron's tensor-parallel generator differs"
     assert first[0] != first[2] != first[1]
     assert two_ranks[0]["random_again"] == first, "the seed alone decides, not what ran before"
@@ -237,9 +235,7 @@ def assert_all_joined(folder: Path) -> None:
 def test_impossible_layout_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     from sama_mega.parallel import runtime
 
-    monkeypatch.setattr(
-        torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("joined a world")
-    )
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("joined a world"))
     environ = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}
     with pytest.raises(ConfigError, match=r"must divide the number of ranks \(3\)"):
         runtime.start_parallel(recipe(tensor=2), environ=environ)

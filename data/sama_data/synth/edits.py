@@ -23,9 +23,7 @@ from sama_data.synth.spec import (
 _STYLES: dict[str, np.ndarray] = {
     "black_and_white": np.asarray([[0.30, 0.59, 0.11, 0.0]] * 3, dtype=np.float32),
     "negative": np.asarray([[-1, 0, 0, 1], [0, -1, 0, 1], [0, 0, -1, 1]], dtype=np.float32),
-    "sepia": np.asarray(
-        [[0.36, 0.70, 0.18, 0.06], [0.27, 0.54, 0.13, 0.0], [0.16, 0.31, 0.08, 0.0]], dtype=np.float32
-    ),
+    "sepia": np.asarray([[0.36, 0.70, 0.18, 0.06], [0.27, 0.54, 0.13, 0.0], [0.16, 0.31, 0.08, 0.0]], dtype=np.float32),
     "night": np.asarray(
         [[0.25, 0.03, 0.02, 0.0], [0.02, 0.30, 0.03, 0.02], [0.05, 0.10, 0.45, 0.12]], dtype=np.float32
     ),
@@ -88,9 +86,7 @@ def make_pair(seed: int, index: int, spec: WorldSpec | None = None, kind: str | 
         shapes = draw_shapes(rng, world, offset)
     scene = Scene(draw_background(rng, world), shapes)
     target, mask, instruction, source = _apply(rng, world, scene, kind, way, offset)
-    return EditPair(
-        to_frames(source), to_frames(target), mask, instruction, kind, caption(scene), seed, index
-    )
+    return EditPair(to_frames(source), to_frames(target), mask, instruction, kind, caption(scene), seed, index)
 
 
 def _draw_kind(rng: np.random.Generator, spec: WorldSpec) -> str:
@@ -138,7 +134,7 @@ def _apply(
     elif kind == "replace":
         name = str(rng.choice([other for other in SHAPE_NAMES if other != subject.name]))
         new = render_layer(beside(subject, (0.0, 0.0), name=name), spec)
-        drawn = layers[:chosen] + [new] + layers[chosen + 1 :]
+        drawn = [*layers[:chosen], new, *layers[chosen + 1 :]]
         colours[chosen] = fresh
         mask = mask | full_coverage(new, spec)
         words = f"Replace the {subject.phrase} with a {fresh} {name}."

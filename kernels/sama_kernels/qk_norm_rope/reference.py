@@ -65,6 +65,5 @@ def _scale(x: Tensor, sum_of_squares: Tensor, weight: Tensor, full_width: int, e
 
 
 def _rotate(x: Tensor, rope: RopeTables) -> Tensor:
-    cosine, sine = (table[:, None, None, :] for table in rope.cos_sin)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2)
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * rope.factors[:, None, None, :]).flatten(-2)

@@ -51,18 +51,17 @@ class RopeTables:
     rotate_semantic_to_zero: bool
 
     @cached_property
-    def cos_sin(self) -> tuple[Tensor, Tensor]:
-        """Expanded factors, each float32 ``[S, D / 2]``; a fused kernel reads the axis tables instead."""
-        factors: list[tuple[Tensor, Tensor]] = []
+    def factors(self) -> Tensor:
+        """Expanded factors, complex64 ``[S, D / 2]``; a fused kernel reads the axis tables instead."""
+        segments: list[Tensor] = []
         if self.source_grid is not None:
-            factors.append(self._grid_factors(self.source_grid, self.source_time_offset))
+            segments.append(self._grid_factors(self.source_grid, self.source_time_offset))
         if self.num_semantic:
-            factors.append(self._semantic_factors())
-        factors.append(self._grid_factors(self.target_grid, 0))
-        cosines, sines = zip(*factors, strict=True)
-        return torch.cat(cosines), torch.cat(sines)
+            segments.append(self._semantic_factors())
+        segments.append(self._grid_factors(self.target_grid, 0))
+        return torch.cat(segments)
 
-    def _grid_factors(self, grid: Grid, time_offset: int) -> tuple[Tensor, Tensor]:
+    def _grid_factors(self, grid: Grid, time_offset: int) -> Tensor:
         frames, height, width = grid
         time_angles, height_angles, width_angles = self.axis_angles
         angles = torch.cat(
@@ -73,14 +72,13 @@ class RopeTables:
             ],
             dim=-1,
         ).flatten(0, 2)
-        return angles.cos(), angles.sin()
+        return torch.polar(torch.ones_like(angles), angles)
 
-    def _semantic_factors(self) -> tuple[Tensor, Tensor]:
+    def _semantic_factors(self) -> Tensor:
         half = sum(table.shape[1] for table in self.axis_angles)
-        device = self.axis_angles[0].device
-        cosine = 0.0 if self.rotate_semantic_to_zero else 1.0
-        shape = (self.num_semantic, half)
-        return torch.full(shape, cosine, device=device), torch.zeros(shape, device=device)
+        factor = 0.0 if self.rotate_semantic_to_zero else 1.0
+        shape, device = (self.num_semantic, half), self.axis_angles[0].device
+        return torch.full(shape, factor, dtype=torch.complex64, device=device)
 
 
 def build_rope_tables(

@@ -121,9 +121,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small world with masks, written by two processes."""
     out = tmp_path_factory.mktemp("synth") / "world"
     calls: list[tuple[int, int]] = []
-    summary = write_world(
-        out, 34, 6, seed=5, workers=2, spec=SMALL, masks=True, on_progress=lambda *c: calls.append(c)
-    )
+    summary = write_world(out, 34, 6, seed=5, workers=2, spec=SMALL, masks=True, on_progress=lambda *c: calls.append(c))
     assert calls[-1] == (40, 40)
     assert sum(summary.kinds.values()) == 40
     return out

@@ -33,7 +33,9 @@ def test_embedded_encoders_follow_the_recipe() -> None:
     assert encoders.semantic.tokens_per_anchor == 5
 
 
-@pytest.mark.parametrize("field, value, name", [("video", "wan", "Wan VAE"), ("text", "umt5", "UMT5"), ("semantic", "siglip", "SigLIP")])
+@pytest.mark.parametrize(
+    "field, value, name", [("video", "wan", "Wan VAE"), ("text", "umt5", "UMT5"), ("semantic", "siglip", "SigLIP")]
+)
 def test_pretrained_encoders_are_refused_honestly(field: str, value: str, name: str) -> None:
     """The message names the field, what is missing and what to use."""
     with pytest.raises(ConfigError, match=f"encoders.{field} .*{name}.*use"):

@@ -44,7 +44,9 @@ def test_vectors_never_change() -> None:
     """The first numbers of a known vector: a change here would break every stored checkpoint."""
     vector = hashed_unit_vector("word:red", 64)
     torch.testing.assert_close(vector.norm(), torch.tensor(1.0))
-    torch.testing.assert_close(vector[:4], torch.tensor([-0.0860224, 0.0071685, 0.1214117, 0.0735908]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        vector[:4], torch.tensor([-0.0860224, 0.0071685, 0.1214117, 0.0735908]), atol=1e-6, rtol=0
+    )
 
 
 def test_vectors_are_nearly_orthogonal() -> None:

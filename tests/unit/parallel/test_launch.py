@@ -61,9 +61,7 @@ def test_killed_rank_counts_as_a_shell_would(command_folder: Path) -> None:
     assert launch_ranks(1, ["die"]) == 128 + signal.SIGKILL
 
 
-def test_failed_rank_ends_the_others_and_is_quoted(
-    command_folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_rank_ends_the_others_and_is_quoted(command_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert launch_ranks(2, ["fail_while_others_wait"]) == 7
     assert "rank 1 failed:\nthe reason" in capfd.readouterr().err
     assert not _is_running(int((command_folder / "seen0").read_text().split()[3]))

@@ -43,9 +43,7 @@ def test_boxes_hold_exactly_the_run_in_order(run: tuple[tuple[int, ...], int, in
     indices = torch.arange(math.prod(shape)).view(shape)
     boxes = split_flat_run(shape, start, end)
     found = [
-        indices[
-            tuple(slice(first, first + extent) for first, extent in zip(box.offset, box.shape, strict=True))
-        ]
+        indices[tuple(slice(first, first + extent) for first, extent in zip(box.offset, box.shape, strict=True))]
         for box in boxes
     ]
     assert [int(index) for part in found for index in part.reshape(-1)] == list(range(start, end))
