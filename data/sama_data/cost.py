@@ -12,9 +12,7 @@ PIXELS_PER_TOKEN_SIDE = 16  # 8 in the video encoder, 2 in the patch
 ATTENTION_EQUALS_LINEAR_TOKENS = 30_000
 
 
-def predicted_cost(
-    num_frames: int, width: int | None, height: int | None, buckets: Sequence[tuple[int, int]]
-) -> float:
+def predicted_cost(num_frames: int, width: int | None, height: int | None, buckets: Sequence[tuple[int, int]]) -> float:
     """Returns the cost of one pair, in tokens' worth of linear work.
 
     Args:
@@ -23,14 +21,8 @@ def predicted_cost(
         height: The same for its height.
         buckets: The (width, height) buckets that clips are brought to.
     """
-    bucket_width, bucket_height = (
-        buckets[0] if not width or not height else choose_bucket(width, height, buckets)
-    )
+    bucket_width, bucket_height = buckets[0] if not width or not height else choose_bucket(width, height, buckets)
     latents = 1 + (cut_length(num_frames) - 1) // FRAMES_PER_LATENT
-    patches = (
-        latents
-        * max(1, bucket_width // PIXELS_PER_TOKEN_SIDE)
-        * max(1, bucket_height // PIXELS_PER_TOKEN_SIDE)
-    )
+    patches = latents * max(1, bucket_width // PIXELS_PER_TOKEN_SIDE) * max(1, bucket_height // PIXELS_PER_TOKEN_SIDE)
     tokens = 2 * patches  # source and target
     return tokens * (1.0 + tokens / ATTENTION_EQUALS_LINEAR_TOKENS)

@@ -75,9 +75,7 @@ class Dataset(Sequence[Row]):
         self._columns = {name: self._table.column(name) for name in SCHEMA.names}
         self.parts = parts
         self._starts = [part.start for part in parts]
-        self._is_image = np.asarray(
-            self._columns["kind"].to_numpy(zero_copy_only=False) == "image", dtype=bool
-        )
+        self._is_image = np.asarray(self._columns["kind"].to_numpy(zero_copy_only=False) == "image", dtype=bool)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -142,12 +140,8 @@ def concatenate(datasets: Sequence[Dataset], weights: Sequence[float]) -> Datase
             raise DataError(f"data.blend: weight {weight} of {dataset.name} must be greater than 0")
         table = dataset.table
         if len(datasets) > 1:
-            ids = pa.array(
-                [f"{number}:{name}" for name in table.column("sample_id").to_pylist()], pa.large_string()
-            )
-            table = table.set_column(
-                table.schema.get_field_index("sample_id"), SCHEMA.field("sample_id"), ids
-            )
+            ids = pa.array([f"{number}:{name}" for name in table.column("sample_id").to_pylist()], pa.large_string())
+            table = table.set_column(table.schema.get_field_index("sample_id"), SCHEMA.field("sample_id"), ids)
         tables.append(table)
         parts.append(Part(dataset.parts[0].manifest, start, len(dataset), float(weight)))
         start += len(dataset)

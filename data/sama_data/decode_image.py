@@ -29,9 +29,7 @@ def decode_image(path: Path, choose_geometry: Callable[[int, int], Geometry] | N
     try:
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ClipError(
-                    path, f"is too large: {image.width}x{image.height}, at most {MAX_PIXELS} pixels"
-                )
+                raise ClipError(path, f"is too large: {image.width}x{image.height}, at most {MAX_PIXELS} pixels")
             image.load()
             upright = _to_rgb(_turn_upright(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -11,7 +11,7 @@ import av.logging
 import numpy as np
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from sama_data.buckets import Geometry
@@ -180,9 +180,7 @@ def _reason(error: av.FFmpegError) -> str:
 class _FrameWriter:
     """Converts decoded frames into one growing uint8 array."""
 
-    def __init__(
-        self, path: Path, choose_geometry: ChooseGeometry | None, capacity: int, threads: int
-    ) -> None:
+    def __init__(self, path: Path, choose_geometry: ChooseGeometry | None, capacity: int, threads: int) -> None:
         self._path = path
         self._choose_geometry = choose_geometry
         self._capacity = capacity
@@ -213,9 +211,7 @@ class _FrameWriter:
     def _prepare(self, frame: VideoFrame) -> None:
         """Fixes how every frame of the clip is converted, from its first one."""
         if frame.width * frame.height > MAX_PIXELS:
-            raise ClipError(
-                self._path, f"is too large: {frame.width}x{frame.height}, at most {MAX_PIXELS} pixels"
-            )
+            raise ClipError(self._path, f"is too large: {frame.width}x{frame.height}, at most {MAX_PIXELS} pixels")
         self._size = (frame.width, frame.height)
         self._quarter_turns = round(frame.rotation / 90) % 4
         sideways = self._quarter_turns % 2 == 1
@@ -245,7 +241,6 @@ class _FrameWriter:
             height=height,
             format="rgb24",
             src_colorspace=Colorspace.ITU601 if untagged else None,
-            dst_color_range=ColorRange.JPEG,
             interpolation=self._flags,
             threads=self._slices,
         )

@@ -32,7 +32,7 @@ class Health:
         self._lock = threading.Lock()
         self._tried = bytearray(num_rows)
         self._num_tried = 0
-        self._bad: dict[int, str] = {}
+        self._bad: set[int] = set()
         self._bad_of_kind: Counter[str] = Counter()
 
     def is_bad(self, index: int) -> bool:
@@ -60,22 +60,34 @@ class Health:
         with self._lock:
             self._count_tried(row.index)
             if row.index not in self._bad:
-                self._bad[row.index] = error.reason
+                self._bad.add(row.index)
                 self._bad_of_kind[row.kind] += 1
                 self._quarantine.add(row.sample_id, error.path, error.reason, step)
             self._stop_if_too_many(row, error)
+
+    def all_bad(self, kind: str, last: ClipError | None) -> DataError:
+        """Returns the error that ends the run because no sample of a kind can be used.
+
+        Args:
+            kind: The kind.
+            last: What was wrong with the latest one, where this caller saw it.
+        """
+        number = self._rows_of_kind[kind]
+        return DataError(f"all {number} {kind} samples are bad: {self._listed(last)}")
+
+    def _listed(self, last: ClipError | None) -> str:
+        return f"see {self._quarantine.path}" + (f"; the last one: {last}" if last else "")
 
     def _count_tried(self, index: int) -> None:
         self._num_tried += 1 - self._tried[index]
         self._tried[index] = 1
 
     def _stop_if_too_many(self, row: Row, error: ClipError) -> None:
-        listed = f"see {self._quarantine.path}; the last one: {error}"
         if self._bad_of_kind[row.kind] >= self._rows_of_kind[row.kind]:
-            raise DataError(f"all {self._rows_of_kind[row.kind]} {row.kind} samples are bad: {listed}")
+            raise self.all_bad(row.kind, error)
         share = len(self._bad) / self._num_tried
         if self._num_tried >= MIN_TRIED and share > self._max_bad_share:
             raise DataError(
                 f"{len(self._bad)} of the {self._num_tried} samples tried on this rank are bad, more than "
-                f"data.max_bad_share ({self._max_bad_share:g}) allows: {listed}"
+                f"data.max_bad_share ({self._max_bad_share:g}) allows: {self._listed(error)}"
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sama_data.clips import Clip, ClipCache, load_clip
 from sama_data.dataset import Dataset
-from sama_data.errors import ClipError, DataError
+from sama_data.errors import ClipError
 from sama_data.health import Health
 from sama_data.order import deal
 from sama_data.prefetch import prefetch_in_order
@@ -102,9 +102,7 @@ class SampleLoader:
 
     def _prefetched(self, steps: range, steps_ahead: int) -> Generator[StepSamples, None, None]:
         threads = self._settings.decode_threads
-        with closing(
-            prefetch_in_order(steps, self._plan_step, self._read_job, steps_ahead, threads)
-        ) as prepared:
+        with closing(prefetch_in_order(steps, self._plan_step, self._read_job, steps_ahead, threads)) as prepared:
             for step, read in prepared:
                 yield StepSamples(
                     step=step,
@@ -139,8 +137,8 @@ class SampleLoader:
                 continue
             self.health.record_good(row)
             return self._make_sample(row, epoch, draw.slot, clip), attempt > 0
-        # Reached only when another thread's error has ended the run: the last bad row raises in record_bad.
-        raise DataError(f"step {job.step}: every {draw.stream.kind} sample is bad")
+        # Every candidate was known to be bad; the slot that met the last of them says so in record_bad.
+        raise self.health.all_bad(draw.stream.kind, None)
 
     def _read_clip(self, row: Row, threads: int) -> Clip:
         clip = self._cache.get(row.index)

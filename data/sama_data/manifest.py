@@ -138,9 +138,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         _warn_of_unknown(path, {name for name in names if name not in KNOWN_COLUMNS})
         known = [name for name in names if name in KNOWN_COLUMNS]
         if not known:
-            raise DataError(
-                f"{path}: no known column among {', '.join(names)}: it needs video, caption at least"
-            )
+            raise DataError(f"{path}: no known column among {', '.join(names)}: it needs video, caption at least")
         # Other columns may hold whole pictures: they are not read.
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=known):
             for record in batch.to_pylist():
@@ -191,9 +189,7 @@ class _Names:
         if name in self._numbers:
             if given is not None:
                 first = f"{self._unit} {self._numbers[name]}"
-                raise DataError(
-                    f"{self._path} {self._unit} {number}: sample_id {name!r} is that of {first} already"
-                )
+                raise DataError(f"{self._path} {self._unit} {number}: sample_id {name!r} is that of {first} already")
             # One clip may be the target of several rows; their order in the manifest tells them apart.
             base, copy = name, 2
             while name in self._numbers:

@@ -47,9 +47,7 @@ class Quarantine:
             try:
                 return self._append(entry)
             except OSError as error:
-                raise DataError(
-                    f"{self.path}: cannot write the quarantine: {error.strerror or error}"
-                ) from error
+                raise DataError(f"{self.path}: cannot write the quarantine: {error.strerror or error}") from error
 
     def _append(self, entry: dict[str, object]) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -104,9 +104,7 @@ def parse_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     source, target, text = _paths_and_text(present, record, place)
     row: dict[str, Any] = {"source": source, "target": target, "text": text, "kind": kind_of(target)}
     if source is not None and kind_of(source) != row["kind"]:
-        raise DataError(
-            f"{place}: source {source!r} and target {target!r} must both be images or both be videos"
-        )
+        raise DataError(f"{place}: source {source!r} and target {target!r} must both be images or both be videos")
     for column in ("sample_id", *TEXT_COLUMNS):
         row[column] = _text(present, column, place) if column in present else None
     for column, least in COUNT_COLUMNS.items():
@@ -127,9 +125,7 @@ def kind_of(path: str) -> Kind:
     return "image" if Path(path).suffix.lower() in IMAGE_SUFFIXES else "video"
 
 
-def _paths_and_text(
-    present: Mapping[str, Any], record: Mapping[str, Any], place: str
-) -> tuple[str | None, str, str]:
+def _paths_and_text(present: Mapping[str, Any], record: Mapping[str, Any], place: str) -> tuple[str | None, str, str]:
     is_edit = "source" in present or "target" in present
     if is_edit:
         needed = ["source", "target", "instruction"]

@@ -74,9 +74,7 @@ class Stream:
         """Yields (row index, the row's own epoch): the drawn row, then stand-ins, until all were named."""
         yield self._row_of(draw.place, draw.epoch)
         for attempt in range(RANDOM_ATTEMPTS + self.num_places):
-            place = replacement_index(
-                self.num_places, self._seed, draw.epoch, draw.place, attempt, self._number
-            )
+            place = replacement_index(self.num_places, self._seed, draw.epoch, draw.place, attempt, self._number)
             yield self._row_of(place, draw.epoch)
 
     def drawn_row(self, draw: Draw) -> int:
@@ -120,9 +118,7 @@ def make_streams(dataset: Dataset, settings: LoaderSettings) -> list[Stream]:
             )
     if not streams:
         kinds = " and ".join(f"{kind}s ({per_step} per step)" for kind, per_step in wanted if per_step)
-        raise DataError(
-            f"{dataset.name}: no row for the wanted {kinds}: set data.images_per_step or videos_per_step"
-        )
+        raise DataError(f"{dataset.name}: no row for the wanted {kinds}: set data.images_per_step or videos_per_step")
     return streams
 
 

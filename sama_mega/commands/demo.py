@@ -53,11 +53,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _make_worlds() -> None:
     if not WORLD.is_dir():
-        size = ("--videos", WORLD_VIDEOS, "--images", WORLD_IMAGES, "--seed", WORLD_SEED, "--workers", 2)
-        _run("data", "synth", "--out", WORLD, *size)
+        counts = ("--videos", WORLD_VIDEOS, "--images", WORLD_IMAGES)
+        _run("data", "synth", "--out", WORLD, *counts, "--seed", WORLD_SEED, "--workers", 2)
     if not HELD_OUT.is_dir():
-        size = ("--videos", 1, "--images", 0, "--seed", HELD_OUT_SEED, "--kind", "recolour")
-        _run("data", "synth", "--out", HELD_OUT, *size)
+        counts = ("--videos", 1, "--images", 0)
+        _run("data", "synth", "--out", HELD_OUT, *counts, "--seed", HELD_OUT_SEED, "--kind", "recolour")
 
 
 def _data(stage: int, extra: Path | None) -> list[str]:

@@ -14,6 +14,8 @@ from sama_mega.parallel.rank_environment import read_rank_environment
 
 SUITES = ("synthetic",)
 DEFAULT_CLIPS = 16
+EDIT_COLUMNS = ("edit", "clips", "success", "inside", "unedited", "outside", "control success")
+MOTION_COLUMNS = ("task", "clips", "restored", "without a model")
 
 
 def run(
@@ -86,7 +88,7 @@ def _score(opened: Any, settings: Any, num_clips: int) -> tuple[list[dict[str, A
             show(done)
 
         suite = SyntheticSuite(opened, settings, num_clips, on_batch)
-        scored = list(suite.score_edits() if edits else suite.score_motion())
+        scored: list[tuple[Any, Any]] = list(suite.score_edits() if edits else suite.score_motion())
     # NaN is no JSON: an edit of the whole frame has no outside.
     rows = [{key: _finite(value) for key, value in asdict(scores).items()} for scores, _ in scored]
     return rows, [example for _, example in scored]
@@ -96,35 +98,27 @@ def _show(stage: int, scores: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    if stage == 1:
-        columns = ("edit", "clips", "success", "inside", "unedited", "outside", "control success")
-        rows = [
-            (
-                row["kind"],
-                str(row["num_clips"]),
-                f"{row['success']:.0%}",
-                _decibels(row["inside_db"]),
-                _decibels(row["unedited_db"]),
-                _decibels(row["outside_db"]),
-                f"{row['control_success']:.0%}",
-            )
-            for row in scores
-        ]
-    else:
-        columns = ("task", "clips", "restored", "without a model")
-        rows = [
-            (
-                row["task"],
-                str(row["num_clips"]),
-                _decibels(row["model_db"]),
-                ", ".join(f"{name} {_decibels(value)}" for name, value in row["baselines_db"].items()),
-            )
-            for row in scores
-        ]
-    table = Table(*columns)
-    for cells in rows:
-        table.add_row(*cells)
+    table = Table(*(EDIT_COLUMNS if stage == 1 else MOTION_COLUMNS))
+    for row in scores:
+        table.add_row(*(_edit_cells(row) if stage == 1 else _motion_cells(row)))
     Console(width=120).print(table)
+
+
+def _edit_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["kind"],
+        str(row["num_clips"]),
+        f"{row['success']:.0%}",
+        _decibels(row["inside_db"]),
+        _decibels(row["unedited_db"]),
+        _decibels(row["outside_db"]),
+        f"{row['control_success']:.0%}",
+    )
+
+
+def _motion_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    baselines = (f"{name} {_decibels(value)}" for name, value in row["baselines_db"].items())
+    return row["task"], str(row["num_clips"]), _decibels(row["model_db"]), ", ".join(baselines)
 
 
 def _write(out: Path, scores: list[dict[str, Any]], examples: list[Any]) -> None:

@@ -6,8 +6,6 @@ h local heads, D head dimension.
 
 from __future__ import annotations
 
-from functools import partial
-
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -16,7 +14,7 @@ from sama_kernels.attention import attention
 from sama_kernels.qk_norm_rope import RopeTables, SumOverRanks, qk_norm_rope
 from sama_mega.config.schema import Recipe
 from sama_mega.model.parallel_layers import ColumnLinear, RowLinear, empty_parameter, split_over_tensor_ranks
-from sama_mega.parallel.collectives import all_reduce_in_place
+from sama_mega.parallel.collectives import bind_all_reduce
 from sama_mega.parallel.runtime import ParallelContext
 
 
@@ -45,7 +43,7 @@ class AttentionHeads(nn.Module):
         self.o = RowLinear(self.full_width, self.full_width, config, context)
         self._sum_over_ranks: SumOverRanks | None = None
         if context.layout.tensor > 1:
-            self._sum_over_ranks = partial(all_reduce_in_place, group=context.tensor_group)
+            self._sum_over_ranks = bind_all_reduce(context.tensor_group)
 
     def _split_heads(self, x: Tensor, num_parts: int) -> tuple[Tensor, ...]:
         """``[S, B, h * parts * D]`` -> one ``[S, B, h, D]`` view a part; a head's parts lie side by side."""

@@ -5,6 +5,8 @@ Shape legend: B batch, C channels, T H W latent frames and size, N tokens of a s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -62,7 +64,8 @@ class SemanticFeatureMLP(nn.Module):
 
     def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
         super().__init__()
-        model, options = recipe.model, {"dtype": config.params_dtype, "device": context.device}
+        model = recipe.model
+        options: dict[str, Any] = {"dtype": config.params_dtype, "device": context.device}
         self.eps = model.norm_eps
         self.norm = nn.LayerNorm(model.semantic_dim, eps=self.eps, **options)
         self.fc1 = Linear(model.semantic_dim, model.semantic_hidden_dim, **options)
@@ -81,7 +84,7 @@ class TextEmbedding(nn.Module):
 
     def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
         super().__init__()
-        options = {"dtype": config.params_dtype, "device": context.device}
+        options: dict[str, Any] = {"dtype": config.params_dtype, "device": context.device}
         self.linear_in = Linear(recipe.model.text_dim, recipe.model.dim, **options)
         self.linear_out = Linear(recipe.model.dim, recipe.model.dim, **options)
 
@@ -96,7 +99,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
         super().__init__()
-        dim, options = recipe.model.dim, {"dtype": torch.float32, "device": context.device}
+        dim = recipe.model.dim
+        options: dict[str, Any] = {"dtype": torch.float32, "device": context.device}
         self.num_features = recipe.model.time_features
         self.linear_in = Linear(self.num_features, dim, **options)
         self.linear_out = Linear(dim, dim, **options)

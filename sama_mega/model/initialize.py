@@ -65,7 +65,7 @@ def _draw_for(name: str, recipe: Recipe) -> Draw:
         return _uniform(1 / sqrt(fan_in))
     if kind == "bias":
         return _constant(0.0)
-    if module.startswith("text_embedding.") or module.startswith("time_embedding.linear"):
+    if module.startswith(("text_embedding.", "time_embedding.linear")):
         return _normal(0.02)
     return _xavier(module)
 

@@ -88,7 +88,7 @@ def from_released(tensors: Mapping[str, Tensor], names: Iterable[str], num_heads
 
 def to_released(tensors: Mapping[str, Tensor], num_heads: int) -> dict[str, Tensor]:
     """Splits and renames whole tensors of ours into the released checkpoint's; undoes `from_released`."""
-    released = {}
+    released: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         parts = released_names(name)
         released.update(zip(parts, unfuse(tensor, len(parts), num_heads), strict=True))

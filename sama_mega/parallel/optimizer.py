@@ -293,8 +293,8 @@ def _detach_float32_masters(distributed: DistributedOptimizer) -> None:
 def _find_owned(distributed: DistributedOptimizer, model: DistributedDataParallel) -> Iterator[OwnedSlice]:
     """Pairs every parameter with its master.
 
-    By megatron's own aligned lists: its index map assumes that float32 and bfloat16 parameters are not mixed
-    in a group, and finds the wrong master when they are.
+    By megatron's own aligned lists: its index map finds the wrong master when a group mixes float32 and
+    bfloat16 parameters and the first one is bfloat16.
     """
     names = {parameter: strip_wrappers(name) for name, parameter in model.named_parameters()}
     pairs = (

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
-
-import torch
 
 from sama_data.dataset import Dataset
 from sama_data.errors import DataError
@@ -202,8 +200,9 @@ def _hooks(
     ]
 
 
-def _batches(loader: SampleLoader, start_step: int, total_steps: int) -> Iterator[StepSamples]:
-    return loader.prefetching(start_step, max(0, total_steps - start_step))
+def _batches(loader: SampleLoader, start_step: int, total_steps: int) -> Generator[StepSamples]:
+    """A generator, so that it can be closed: that ends the reading threads."""
+    yield from loader.prefetching(start_step, max(0, total_steps - start_step))
 
 
 def _announce(run: Run, dataset: Dataset, context: ParallelContext, state: TrainState) -> None:

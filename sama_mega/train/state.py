@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from sama_mega.config.schema import Recipe
 from sama_mega.model import build_model
-from sama_mega.parallel.data_parallel import wrap_data_parallel
+from sama_mega.parallel.data_parallel import DistributedDataParallel, wrap_data_parallel
 from sama_mega.parallel.optimizer import MegatronAdamW, build_optimizer
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.ema import WeightAverage
@@ -26,7 +24,7 @@ class TrainState:
         samples_seen: Samples of all of them, over all ranks.
     """
 
-    model: nn.Module
+    model: DistributedDataParallel
     optimizer: MegatronAdamW
     average: WeightAverage
     step: int = 0

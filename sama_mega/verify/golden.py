@@ -221,12 +221,18 @@ def _check_losses_and_gradients(
         checks.append(compare("semantic_loss", semantic, expected["semantic_loss"], OUTPUT_LIMIT))
     checks.append(compare("total_loss", total, expected["total_loss"], OUTPUT_LIMIT))
     if golden.gradients:
-        gathered = gather_parameters(wrapped.module, context, lambda parameter: parameter.main_grad)
+        gathered = gather_parameters(wrapped.module, context, _main_grad)
         ours = to_released(gathered, recipe.model.num_heads)
         checks += [
             compare(f"grad {name}", ours[name], gradient, GRADIENT_LIMIT) for name, gradient in golden.gradients.items()
         ]
     return checks
+
+
+def _main_grad(parameter: Any) -> Tensor:
+    """Where megatron's DDP sums a parameter's gradient, float32."""
+    gradient: Tensor = parameter.main_grad
+    return gradient
 
 
 def _check_sampling(golden: GoldenFolder, model: SamaDiT, context: ParallelContext) -> list[Check]:

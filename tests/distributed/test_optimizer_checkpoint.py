@@ -40,21 +40,33 @@ RELATIVE_LIMIT = {"model": 1e-5, "optimizer": 1e-4}
 """Largest relative error (norm of difference over norm) against plain AdamW, by checkpoint section."""
 
 
+class Scale(nn.Module):
+    """One factor a feature; a module of its own, so that it can come behind the linears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, DIM))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
 class ToyReference(nn.Module):
     """The toy model in plain torch: scale, linear, GELU, linear, shift."""
 
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(5)
-        self.scale = nn.Parameter(1 + torch.randn(1, DIM, generator=generator) / 4)
+        self.scale = Scale()
         self.up = nn.Linear(DIM, HIDDEN)
         self.down = nn.Linear(HIDDEN, DIM)
         with torch.no_grad():
+            self.scale.weight.copy_(1 + torch.randn(1, DIM, generator=generator) / 4)
             for parameter in (*self.up.parameters(), *self.down.parameters()):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(nn.functional.gelu(self.up(x * self.scale)))
+        return self.down(nn.functional.gelu(self.up(self.scale(x))))
 
 
 def batch(step: int) -> torch.Tensor:
@@ -163,16 +175,17 @@ def toy_shard(config: Any, context: Any, dtype: torch.dtype) -> nn.Module:
         def __init__(self) -> None:
             super().__init__()
             common = {"config": config, "init_method": lambda _: None, "tp_group": context.tensor_group}
-            self.scale = nn.Parameter(torch.empty(1, DIM))
-            self.scale.sequence_parallel = config.sequence_parallel
             self.up = ColumnParallelLinear(DIM, HIDDEN, **common)
             self.down = RowParallelLinear(HIDDEN, DIM, bias=True, input_is_parallel=True, skip_bias_add=False, **common)
+            # After the linears: a float32 parameter behind bfloat16 ones is what megatron's index map confuses.
+            self.scale = Scale()
+            self.scale.weight.sequence_parallel = config.sequence_parallel
             for parameter, axis in ((self.up.weight, 0), (self.up.bias, 0), (self.down.weight, 1)):
                 if not getattr(parameter, "tensor_model_parallel", False):
                     set_tensor_model_parallel_attributes(parameter, True, axis, 1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            hidden = self.up((x * self.scale).to(dtype))[0]
+            hidden = self.up(self.scale(x).to(dtype))[0]
             return self.down(nn.functional.gelu(hidden))[0]
 
     module = ToyShard()
@@ -305,7 +318,7 @@ def failures(recipe: Any, context: Any, folder: Path, good: str) -> dict[str, st
 
     run = Run(recipe, context)
     state = run.state()
-    key = "model.scale"
+    key = "model.scale.weight"
     wrong_shape = dict(state)
     # Whole on every rank and taller than the stored one.
     wrong_shape[key] = _taller(state[key])
@@ -494,8 +507,8 @@ def test_failures_reach_every_rank_in_one_line(layouts: Any, name: str) -> None:
     _, results = layouts
     expected = {
         "renamed": "lacks model.other",
-        "unused": "has model.scale",
-        "shape": "model.scale is [1, 6]",
+        "unused": "has model.scale.weight",
+        "shape": "model.scale.weight is [1, 6]",
         "nothing": "not a complete checkpoint",
         "damaged": "cannot read the checkpoint",
         "unwritable": "cannot write the checkpoint",

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from tests.support.distributed import run_distributed
@@ -260,6 +259,11 @@ def assert_same_steps(ours: list[dict[str, Any]], truth: list[dict[str, Any]]) -
         assert row["losses_by_task"] == pytest.approx(true["losses_by_task"], rel=LIMIT), row["step"]
 
 
+def worst(ours, truth):
+    mine, true = tensors(ours), tensors(truth)
+    e = {name: distance(mine[name], true[name]) for name in true}
+    return [(max((v,k) for k,v in e.items() if k.startswith(p))) for p in ("model.","ema.","optimizer.exp_avg.","optimizer.exp_avg_sq.")]
+
 def assert_same_tensors(ours: Path, truth: Path) -> None:
     """Weights, moving average and moments, each within the limit."""
     mine, true = tensors(ours), tensors(truth)
@@ -281,8 +285,9 @@ def test_the_run_has_every_kind_of_sample(runs: Runs) -> None:
     assert len(rows) == STEPS
     assert {task for row in rows for task in row["losses_by_task"]} == {"none", "cube", "speed", "tube", "edit"}
     assert len({row["sample_digest"] for row in rows}) == STEPS
-    assert any("," in str(row["sample_ids"]) and row["tokens"] % 2 for row in rows)
     assert all(row["skipped"] is None for row in rows)
+    # One sample a step: an odd sequence, which two tensor ranks must pad.
+    assert any(row["tokens"] % 2 for row in read_rows(runs.alone["one_video"]))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -292,6 +297,7 @@ def test_every_layout_reports_the_same_losses(runs: Runs, name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_ends_at_the_same_weights(runs: Runs, name: str) -> None:
+    print(name, worst(runs.together[name], runs.alone["mixed"]))
     assert_same_tensors(runs.together[name], runs.alone["mixed"])
 
 

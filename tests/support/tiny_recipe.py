@@ -53,6 +53,7 @@ TINY: dict[str, Any] = {
     "train.num_samples": 0,
     # One thread: sums then run in one order, whatever machine and whatever else it does.
     "train.cpu_threads": 1,
+    "train.float32_matmul_precision": "highest",
     "checkpoint.init_from": None,
     "track.mlflow": False,
 }

@@ -25,5 +25,4 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
     """
     if choose_backend("attention", backend, BACKENDS) == "reference":
         return attention_reference(q, k, v)
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
-    return scaled_dot_product_attention(*heads_first).transpose(1, 2)
+    return scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sama_kernels.qk_norm_rope.rope import RopeTables
 
-SumOverRanks = Callable[[Tensor], None]
+SumOverRanks = Callable[[Tensor], object]
+"""Sums a tensor over ranks, in place."""
 
 
 class _SharedSum(torch.autograd.Function):

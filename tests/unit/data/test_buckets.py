@@ -16,9 +16,7 @@ def test_the_480p_buckets_are_the_papers_with_transposes():
     assert len(BUCKETS_480P) == 13
     assert set(BUCKETS_480P) == {(height, width) for width, height in BUCKETS_480P}
     assert all(width % 32 == 0 and height % 32 == 0 for width, height in BUCKETS_480P)
-    assert {(896, 448), (832, 480), (768, 512), (736, 544), (704, 576), (672, 608), (640, 640)} <= set(
-        BUCKETS_480P
-    )
+    assert {(896, 448), (832, 480), (768, 512), (736, 544), (704, 576), (672, 608), (640, 640)} <= set(BUCKETS_480P)
 
 
 @pytest.mark.parametrize(

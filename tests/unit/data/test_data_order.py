@@ -35,10 +35,7 @@ def test_every_epoch_visits_every_sample_once(num_samples, seed, epoch, stream):
 
 
 def test_seed_epoch_and_stream_each_change_the_order():
-    orders = [
-        epoch_permutation(50, *key).tolist()
-        for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0))
-    ]
+    orders = [epoch_permutation(50, *key).tolist() for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0))]
     assert len({tuple(order) for order in orders}) == 5
 
 

@@ -61,9 +61,7 @@ def test_scales_and_crops_in_the_middle(tmp_path, make_frames, measure_psnr):
 def test_a_crop_alone_does_not_resample(tmp_path, make_frames):
     picture = make_frames(1, 64, 96)[0]
     Image.fromarray(picture).save(tmp_path / "a.png")
-    frame = decode_frames(
-        tmp_path / "a.png", choose_geometry=lambda w, h: Geometry(w, h, 7, 3, 64, 48)
-    ).frames[0]
+    frame = decode_frames(tmp_path / "a.png", choose_geometry=lambda w, h: Geometry(w, h, 7, 3, 64, 48)).frames[0]
     np.testing.assert_array_equal(frame, picture[3:51, 7:71])
 
 

@@ -21,9 +21,7 @@ def clip(tmp_path_factory, make_frames, make_video) -> tuple[Path, np.ndarray]:
     return make_video(tmp_path_factory.mktemp("clips") / "clip.mp4", frames, fps=16), frames
 
 
-@pytest.mark.parametrize(
-    ("codec", "name"), [("libx264", "a.mp4"), ("libvpx-vp9", "a.webm"), ("libx264", "a.avi")]
-)
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "a.mp4"), ("libvpx-vp9", "a.webm"), ("libx264", "a.avi")])
 def test_decodes_codecs_close_to_the_original(codec, name, tmp_path, make_frames, make_video, measure_psnr):
     frames = make_frames(17, 64, 96)
     decoded = decode_frames(make_video(tmp_path / name, frames, codec, fps=24))
@@ -63,9 +61,7 @@ def test_a_range_beyond_the_clip_is_refused(clip, start, end, reason):
         decode_frames(clip[0], start, end)
 
 
-def test_a_clip_that_declares_no_length_may_outgrow_the_first_memory(
-    monkeypatch, tmp_path, make_frames, make_video
-):
+def test_a_clip_that_declares_no_length_may_outgrow_the_first_memory(monkeypatch, tmp_path, make_frames, make_video):
     path = make_video(tmp_path / "a.webm", make_frames(17, 32, 32), "libvpx-vp9")
     whole = decode_frames(path).frames
     monkeypatch.setattr(sama_data.decode_video, "_FIRST_CAPACITY", 4)
@@ -90,9 +86,7 @@ def write_flat_yuv(path: Path, luma: int, blue: int, red: int, colour_space: int
     return path
 
 
-def rgb_of(
-    luma: int, blue: int, red: int, red_weight: float, blue_weight: float, full_range: bool
-) -> np.ndarray:
+def rgb_of(luma: int, blue: int, red: int, red_weight: float, blue_weight: float, full_range: bool) -> np.ndarray:
     """ITU-R BT.601 / BT.709 decoding, from the standards' two weights."""
     y = luma / 255 if full_range else (luma - 16) / 219
     cb, cr = ((value - 128) / (255 if full_range else 224) for value in (blue, red))
@@ -154,9 +148,7 @@ def turn_mp4(path: Path, turned: Path, matrix: tuple[int, int, int, int]) -> Non
     turned.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize(
-    ("matrix", "quarter_turns"), [((0, 0x10000, -0x10000, 0), -1), ((0, -0x10000, 0x10000, 0), 1)]
-)
+@pytest.mark.parametrize(("matrix", "quarter_turns"), [((0, 0x10000, -0x10000, 0), -1), ((0, -0x10000, 0x10000, 0), 1)])
 def test_a_rotation_tag_is_applied(clip, tmp_path, matrix, quarter_turns):
     path, _ = clip
     turn_mp4(path, tmp_path / "turned.mp4", matrix)
@@ -179,9 +171,7 @@ def test_damage_behind_the_wanted_frames_does_not_matter(tmp_path, make_frames, 
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * 0.75)])
     np.testing.assert_array_equal(decode_frames(path, max_frames=9).frames, whole[:9])
-    with pytest.raises(
-        ClipError, match=r"is truncated: \d+ of its 33 frames|is damaged after frame \d+ of 33"
-    ):
+    with pytest.raises(ClipError, match=r"is truncated: \d+ of its 33 frames|is damaged after frame \d+ of 33"):
         decode_frames(path)
 
 

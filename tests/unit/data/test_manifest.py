@@ -23,9 +23,7 @@ def write_lines(path: Path, *records: object) -> Path:
 
 
 def test_the_shortest_rows(tmp_path):
-    dataset = load_manifest(
-        write_lines(tmp_path / "m.jsonl", EDIT, RAW, {"image": "d.png", "caption": "A dog."})
-    )
+    dataset = load_manifest(write_lines(tmp_path / "m.jsonl", EDIT, RAW, {"image": "d.png", "caption": "A dog."}))
     edit, raw, image = dataset
     assert (edit.index, edit.kind, edit.text, edit.is_edit) == (0, "video", "Make it red.", True)
     assert edit.source == tmp_path / "clips/a.mp4"
@@ -125,9 +123,7 @@ def test_a_missing_manifest_and_a_folder(tmp_path):
 
 def test_ids_are_unique_and_stable(tmp_path):
     ranged = RAW | {"frame_start": 4, "frame_end": 21}
-    path = write_lines(
-        tmp_path / "m.jsonl", RAW, ranged, RAW, RAW, RAW | {"frame_start": 2}, RAW | {"sample_id": "x"}
-    )
+    path = write_lines(tmp_path / "m.jsonl", RAW, ranged, RAW, RAW, RAW | {"frame_start": 2}, RAW | {"sample_id": "x"})
     assert [row.sample_id for row in load_manifest(path)] == [
         "clips/c.mp4",
         "clips/c.mp4@4-21",
@@ -147,9 +143,7 @@ def test_unknown_columns_are_warned_of_once(tmp_path, caplog):
         load_manifest(write_lines(tmp_path / "m.jsonl", *rows))
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
-    assert any(
-        "'frame_strat' is unknown and not used (did you mean 'frame_start'?)" in text for text in messages
-    )
+    assert any("'frame_strat' is unknown and not used (did you mean 'frame_start'?)" in text for text in messages)
     assert any("'colour' is unknown" in text for text in messages)
 
 

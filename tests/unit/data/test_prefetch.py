@@ -25,9 +25,7 @@ def test_results_come_in_order_though_jobs_end_in_another():
         gates[job].set()
         return job * 10
 
-    results = list(
-        prefetch_in_order(range(5, 7), lambda step: [3 * (step - 5) + n for n in range(3)], run, 1, 6)
-    )
+    results = list(prefetch_in_order(range(5, 7), lambda step: [3 * (step - 5) + n for n in range(3)], run, 1, 6))
     assert results == [(5, [0, 10, 20]), (6, [30, 40, 50])]
 
 
@@ -128,9 +126,7 @@ def test_the_interpreter_ends_though_an_iterator_was_left_open():
         "next(kept); print('left open', flush=True)\n"
         "raise SystemExit(3)\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
-    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert ended.stdout == "left open\n"
     assert ended.returncode == 3
     assert ended.stderr == ""

@@ -122,7 +122,5 @@ def test_when_all_of_a_kind_are_bad_the_run_stops_at_once(tmp_path):
     spoil(health, row(100, "image"))
     spoil(health, row(101, "image"))
     spoil(health, row(101, "image"))
-    with pytest.raises(
-        DataError, match=r"all 3 image samples are bad: see .*quarantine\.jsonl; the last one: 102"
-    ):
+    with pytest.raises(DataError, match=r"all 3 image samples are bad: see .*quarantine\.jsonl; the last one: 102"):
         spoil(health, row(102, "image"))

@@ -20,9 +20,7 @@ from sama_data.loader import LoaderSettings, Quarantine, SampleLoader
 from sama_data.manifest import load_blend, load_manifest, write_jsonl
 from sama_data.pretext import Motion, plan_pretext
 
-SETTINGS = LoaderSettings(
-    images_per_step=5, videos_per_step=3, seed=11, buckets=((32, 32), (48, 32)), max_frames=17
-)
+SETTINGS = LoaderSettings(images_per_step=5, videos_per_step=3, seed=11, buckets=((32, 32), (48, 32)), max_frames=17)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +53,7 @@ def world(tmp_path_factory, make_frames, make_video) -> Path:
     return folder
 
 
-def make_loader(
-    folder: Path, tmp_path: Path, rank: int = 0, ranks: int = 1, **changed: object
-) -> SampleLoader:
+def make_loader(folder: Path, tmp_path: Path, rank: int = 0, ranks: int = 1, **changed: object) -> SampleLoader:
     dataset = load_manifest(folder / "manifest.jsonl")
     quarantine = Quarantine(tmp_path / "quarantine.jsonl")
     return SampleLoader(dataset, replace(SETTINGS, **changed), rank, ranks, quarantine)
@@ -77,9 +73,7 @@ def test_ranks_share_the_slots_of_one_step_between_them(world, tmp_path, ranks):
         parts = [share.step(step) for share in shares]
         assert [sample.slot for sample in whole.samples] == list(range(8))
         assert all(part.num_slots == 8 and part.num_image_slots == 5 for part in parts)
-        together = sorted(
-            (contents(sample) for part in parts for sample in part.samples), key=lambda item: item[0]
-        )
+        together = sorted((contents(sample) for part in parts for sample in part.samples), key=lambda item: item[0])
         assert together == [contents(sample) for sample in whole.samples]
     assert any(not part.samples for part in parts) == (ranks > 8)
 
@@ -92,9 +86,7 @@ def test_ranks_share_the_slots_of_one_step_between_them(world, tmp_path, ranks):
     start=st.integers(0, 300),
     seed=st.integers(0, 2**40),
 )
-def test_any_world_and_any_start_draw_the_same_slots(
-    world, tmp_path_factory, images, videos, ranks, start, seed
-):
+def test_any_world_and_any_start_draw_the_same_slots(world, tmp_path_factory, images, videos, ranks, start, seed):
     dataset = load_manifest(world / "manifest.jsonl")
     changed = replace(SETTINGS, images_per_step=images, videos_per_step=videos, seed=seed)
     quarantine = Quarantine(tmp_path_factory.getbasetemp() / "quarantine.jsonl")
@@ -220,9 +212,7 @@ def test_frame_ranges(tmp_path, make_frames, make_video):
     samples = samples_by_id(make_loader(tmp_path, tmp_path, images_per_step=0))
     np.testing.assert_array_equal(samples["part"].target_frames, samples["whole"].target_frames[4:9])
     assert "beyond" not in samples
-    assert (
-        "frame_end 20 is out of range: the clip has 17 frames" in (tmp_path / "quarantine.jsonl").read_text()
-    )
+    assert "frame_end 20 is out of range: the clip has 17 frames" in (tmp_path / "quarantine.jsonl").read_text()
 
 
 def spoil(folder: Path, *names: str) -> None:
@@ -253,9 +243,7 @@ def test_bad_clips_are_replaced_the_same_way_everywhere(world, tmp_path):
         num_replaced += after.num_replaced
         shared = [part.step(step) for part in ranks]
         assert sum(part.num_replaced for part in shared) == after.num_replaced
-        together = sorted(
-            (contents(sample) for part in shared for sample in part.samples), key=lambda item: item[0]
-        )
+        together = sorted((contents(sample) for part in shared for sample in part.samples), key=lambda item: item[0])
         assert together == [contents(sample) for sample in after.samples]
         for old, new in zip(before, after.samples, strict=True):
             assert new.sample_id not in bad
@@ -372,9 +360,7 @@ def test_a_blend_draws_by_weight_and_counts_a_rows_own_epochs(world, tmp_path):
 
 
 def test_predicted_costs_balance_the_ranks(world, tmp_path):
-    loaders = [
-        make_loader(world, tmp_path, rank, 2, images_per_step=20, videos_per_step=1) for rank in range(2)
-    ]
+    loaders = [make_loader(world, tmp_path, rank, 2, images_per_step=20, videos_per_step=1) for rank in range(2)]
     sizes = [[sample.kind for sample in loader.step(0).samples] for loader in loaders]
     with_video = next(kinds for kinds in sizes if "video" in kinds)
     assert len(with_video) < 21 - len(with_video)

@@ -1,0 +1,137 @@
+"""Activation recompute: the same numbers from fewer kept bytes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sama_mega.config import Recipe, build_recipe
+from sama_mega.model import SamaDiT, build_model
+from sama_mega.model.recompute import run_with_recompute
+from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
+
+MODES = ("none", "selective", "full")
+SIZES = {
+    "dim": 64,
+    "num_layers": 3,
+    "num_heads": 2,
+    "ffn_dim": 160,
+    "text_dim": 24,
+    "text_length": 7,
+    "time_features": 16,
+    "semantic_dim": 20,
+    "semantic_hidden_dim": 12,
+}
+
+
+def make_recipe(mode: str = "none", precision: str = "float32") -> Recipe:
+    train = {"stage": 1, "steps": 1, "run_folder": "unused", "precision": precision, "recompute": mode}
+    return build_recipe({"model": SIZES, "train": train}, "test")
+
+
+@pytest.fixture(scope="module")
+def context() -> Iterator[ParallelContext]:
+    yield start_parallel(make_recipe(), environ={})
+    stop_parallel()
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class KeptBytes(TorchDispatchMode):
+    """Counts the memory of every tensor that an operation made and that something still holds.
+
+    `torch.autograd.graph.saved_tensors_hooks` would miss what selective recompute keeps: that lies in the
+    checkpoint's own cache, not in the graph.
+    """
+
+    def __init__(self, model: SamaDiT) -> None:
+        super().__init__()
+        self.weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self.storages: dict[int, tuple[Any, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                # A view of a weight is nothing new.
+                if storage._cdata not in self.weights:
+                    self.storages[storage._cdata] = (weakref.ref(storage), storage.nbytes())
+        return result
+
+    def count(self) -> int:
+        return sum(size for alive, size in self.storages.values() if alive() is not None)
+
+
+def forward(model: SamaDiT) -> Tensor:
+    output = model(
+        normal(2, 16, 2, 6, 6, seed=1),
+        torch.tensor([950.0, 400.0]),
+        normal(2, 7, 24, seed=2),
+        normal(2, 16, 2, 6, 6, seed=3),
+        normal(2, 5, 20, seed=4),
+        normal(2, 5, 20, seed=5),
+    )
+    return output.velocity.square().mean() + output.semantic_loss_share.mean()
+
+
+def train_once(mode: str, precision: str, context: ParallelContext) -> tuple[Tensor, dict[str, Tensor], int]:
+    """Loss, gradients, and bytes that the forward pass left behind for the backward pass."""
+    model = build_model(make_recipe(mode, precision), context)
+    kept = KeptBytes(model)
+    with kept:
+        loss = forward(model)
+    num_bytes = kept.count()
+    loss.backward()
+    return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}, num_bytes
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_losses_and_gradients_are_identical(precision: str, context: ParallelContext) -> None:
+    loss, gradients, _ = train_once("none", precision, context)
+    for mode in ("selective", "full"):
+        other_loss, other_gradients, _ = train_once(mode, precision, context)
+        assert torch.equal(other_loss, loss), mode
+        for name, gradient in gradients.items():
+            assert torch.equal(other_gradients[name], gradient), (mode, name)
+
+
+def test_each_mode_keeps_less(context: ParallelContext) -> None:
+    everything, selected, inputs_only = (train_once(mode, "float32", context)[2] for mode in MODES)
+    assert selected < 0.75 * everything
+    assert inputs_only < 0.5 * selected
+    # 2 samples x (18 + 5 + 18) tokens x 64 features: three blocks' inputs, and what lies outside the blocks.
+    stream = 2 * 41 * 64 * 4
+    assert inputs_only > 3 * stream
+
+
+class CountingBlock:
+    """Counts how often it runs."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.weight = normal(8, 8, seed=1).requires_grad_()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return (x @ self.weight).relu().square()
+
+
+@pytest.mark.parametrize(("mode", "calls"), [("none", 1), ("selective", 2), ("full", 2)])
+def test_recompute_runs_the_block_again_only_for_gradients(mode: str, calls: int) -> None:
+    block = CountingBlock()
+    with torch.no_grad():
+        run_with_recompute(mode, block, normal(3, 8, seed=2))
+    assert block.calls == 1
+    block.calls = 0
+    run_with_recompute(mode, block, normal(3, 8, seed=2)).sum().backward()
+    assert block.calls == calls
