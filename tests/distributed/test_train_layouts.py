@@ -259,11 +259,6 @@ def assert_same_steps(ours: list[dict[str, Any]], truth: list[dict[str, Any]]) -
         assert row["losses_by_task"] == pytest.approx(true["losses_by_task"], rel=LIMIT), row["step"]
 
 
-def worst(ours, truth):
-    mine, true = tensors(ours), tensors(truth)
-    e = {name: distance(mine[name], true[name]) for name in true}
-    return [(max((v,k) for k,v in e.items() if k.startswith(p))) for p in ("model.","ema.","optimizer.exp_avg.","optimizer.exp_avg_sq.")]
-
 def assert_same_tensors(ours: Path, truth: Path) -> None:
     """Weights, moving average and moments, each within the limit."""
     mine, true = tensors(ours), tensors(truth)
@@ -297,7 +292,6 @@ def test_every_layout_reports_the_same_losses(runs: Runs, name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_ends_at_the_same_weights(runs: Runs, name: str) -> None:
-    print(name, worst(runs.together[name], runs.alone["mixed"]))
     assert_same_tensors(runs.together[name], runs.alone["mixed"])
 
 
