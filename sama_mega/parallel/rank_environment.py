@@ -63,9 +63,13 @@ def read_rank_environment(environ: Mapping[str, str]) -> RankEnvironment:
 
 
 def found_rank_count(environ: Mapping[str, str]) -> int | None:
-    """Number of ranks that somebody already started, or None: then a command may start its own."""
+    """Number of ranks that somebody already started, or None: then a command may start its own.
+
+    A single srun task, such as an interactive shell on a node, counts as nobody's ranks.
+    """
     environment = read_rank_environment(environ)
-    return None if environment.source == "single" else environment.world_size
+    alone = environment.source == "single" or (environment.source == "srun" and environment.world_size == 1)
+    return None if alone else environment.world_size
 
 
 def _from_torchrun(environ: Mapping[str, str]) -> RankEnvironment:

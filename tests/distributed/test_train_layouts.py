@@ -80,6 +80,12 @@ UNEVEN: dict[str, dict[str, Any]] = {
     "one_image": {"data.images_per_step": 1, "data.videos_per_step": 2},
     # One slot for two ranks: one has nothing to do.
     "one_video": {"data.images_per_step": 0, "data.videos_per_step": 1},
+    "one_video_overlapped": {
+        "data.images_per_step": 0,
+        "data.videos_per_step": 1,
+        "parallel.overlap_grad_reduce": True,
+        "parallel.overlap_param_gather": True,
+    },
 }
 EXACT_KEYS = ("step", "sample_digest", "sample_ids", "tokens", "num_images", "num_videos", "samples_seen", "skipped")
 CLOSE_KEYS = ("loss", "flow_matching_loss", "semantic_loss", "gradient_norm", "learning_rate")

@@ -177,20 +177,18 @@ def test_only_position_or_type_tells_source_from_target(context: ParallelContext
     inputs["noisy_semantic"] = inputs["noisy_semantic"].zero_()
 
     def mixed(model: SamaDiT) -> float:
-        """How much of a mean over target tokens changes when source and target are exchanged."""
+        """How much the semantic tokens notice that source and target were exchanged."""
         kept = predict(model, **inputs).semantic_velocity
         exchanged = inputs | {
             "source_latents": inputs["noisy_latents"],
             "noisy_latents": inputs["source_latents"],
         }
-        r= relative_error(predict(model, **exchanged).semantic_velocity, kept)
-        print(r)
-        return r
+        return relative_error(predict(model, **exchanged).semantic_velocity, kept)
 
     assert mixed(build_model(make_recipe(type_embedding_std=0.0), context)) < 1e-5
-    assert mixed(build_model(make_recipe(type_embedding_std=1.0), context)) > 1e-4
+    assert mixed(build_model(make_recipe(type_embedding_std=1.0), context)) > 1e-3
     identity = {"type_embedding_std": 0.0, "semantic_rope": "identity"}
-    assert mixed(build_model(make_recipe(**identity, roles="shifted_rope"), context)) > 1e-5
+    assert mixed(build_model(make_recipe(**identity, roles="shifted_rope"), context)) > 1e-3
 
 
 def test_semantic_rope_identity_differs_from_zero(context: ParallelContext, model: SamaDiT) -> None:

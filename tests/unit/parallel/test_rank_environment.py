@@ -56,6 +56,13 @@ def test_batch_script_is_not_a_task() -> None:
     assert read_rank_environment(batch).source == "single"
 
 
+def test_interactive_shell_may_start_its_own_ranks() -> None:
+    shell = SRUN | {"SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}
+    assert read_rank_environment(shell).world_size == 1
+    assert found_rank_count(shell) is None
+    assert found_rank_count(SRUN) == 8
+
+
 def test_step_with_fewer_tasks_than_the_job() -> None:
     assert read_rank_environment(SRUN | {"SLURM_NTASKS": "64"}).world_size == 8
 

@@ -126,9 +126,7 @@ class _Tracker:
 
 def _tracked(run: _Run, monkeypatch: pytest.MonkeyPatch, reason: str = "finished") -> _Tracker:
     made: list[_Tracker] = []
-    monkeypatch.setattr(
-        tracker_module, "MlflowTracker", lambda settings: made.append(_Tracker(settings)) or made[0]
-    )
+    monkeypatch.setattr(tracker_module, "MlflowTracker", lambda settings: made.append(_Tracker(settings)) or made[0])
     hook = TrackerHook()
     hook.on_run_start(run)
     hook.on_step_end(run, _report(1))
@@ -157,9 +155,7 @@ def test_the_tracker_gets_recipe_steps_and_pictures(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(("reason", "status"), [("interrupted", "KILLED"), ("failed", "FAILED")])
-def test_the_end_of_a_run_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, status: str
-) -> None:
+def test_the_end_of_a_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, status: str) -> None:
     assert _tracked(_run(tmp_path), monkeypatch, reason).closed[0] == status
 
 

@@ -1,0 +1,93 @@
+"""Reading a golden folder, and the recipe that it asks for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sama_mega.config import ConfigError
+from sama_mega.verify.golden import golden_recipe, read_golden
+
+KERNELS = {"ops": "reference", "attention": "reference"}
+
+
+@pytest.fixture(scope="module")
+def golden_root(repo_root: Path) -> Path:
+    return repo_root / "tests" / "golden"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The smallest folder that reads."""
+    save_file({"w": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "io.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_what_a_folder_holds(golden_root: Path) -> None:
+    edit = read_golden(golden_root / "edit_tiny")
+    assert edit.gradients.keys() == edit.weights.keys()
+    assert edit.sampling_config["guidance"] == 5.0
+    assert {"latents", "source_latents", "velocity", "total_loss"} <= edit.inputs.keys()
+    assert not edit.schedule
+    anchors = read_golden(golden_root / "anchor4_tiny")
+    assert (anchors.gradients, anchors.sampling, anchors.sampling_config) == ({}, {}, {})
+    assert "train_sigmas" in read_golden(golden_root / "schedule").schedule
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "io.safetensors"])
+def test_a_missing_file_is_named(name: str, folder: Path) -> None:
+    read_golden(folder)
+    (folder / name).unlink()
+    with pytest.raises(ConfigError, match=rf"{folder.name}.*{name} is missing"):
+        read_golden(folder)
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        read_golden(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "io.safetensors", "grads.safetensors"])
+def test_a_damaged_file_is_named(name: str, folder: Path) -> None:
+    (folder / name).write_bytes(b"\x00" * 40)
+    with pytest.raises(ConfigError, match=name):
+        read_golden(folder)
+
+
+def test_a_config_that_is_not_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{dim: 64")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        read_golden(folder)
+
+
+def test_sampling_tensors_need_their_settings(folder: Path) -> None:
+    save_file({"x": torch.zeros(1)}, folder / "sampling.safetensors")
+    with pytest.raises(ConfigError, match=r"sampling\.json"):
+        read_golden(folder)
+
+
+def test_the_recipe_of_a_folder(golden_root: Path) -> None:
+    golden = read_golden(golden_root / "edit_tiny")
+    recipe = golden_recipe(golden, {"tensor": 2}, KERNELS)
+    model, config = recipe.model, golden.config
+    assert (model.dim, model.num_heads, model.ffn_dim) == (config["dim"], config["num_heads"], config["ffn_dim"])
+    assert (model.text_dim, model.time_features) == (config["text_dim"], config["freq_dim"])
+    assert (model.semantic_dim, model.norm_eps) == (config["siglip_dim"], config["eps"])
+    assert recipe.anchor.weight == config["semantic_loss_weight"]
+    assert recipe.train.precision == "float32"
+    assert (recipe.parallel.tensor, recipe.parallel.sequence) == (2, True)
+    assert (recipe.kernels.ops, recipe.kernels.attention) == ("reference", "reference")
+
+
+def test_a_config_that_makes_no_model(golden_root: Path, tmp_path: Path) -> None:
+    golden = read_golden(golden_root / "edit_tiny")
+    golden.config["num_heads"] = 3
+    with pytest.raises(ConfigError, match=r"num_heads \(3\)"):
+        golden_recipe(golden, {}, KERNELS)
+    assert json.loads((golden_root / "edit_tiny" / "config.json").read_text())["num_heads"] == 2
