@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Job = TypeVar("Job")
@@ -33,24 +32,16 @@ def prefetch_in_order(
         steps_ahead: How far ahead to work.
         num_threads: How many jobs run at a time.
     """
-    stopping = threading.Event()
-
-    def run_unless_stopping(job: Job) -> Result:
-        if stopping.is_set():
-            raise CancelledError
-        return run(job)
-
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="sama-data")
     begun: deque[tuple[int, list[Future[Result]]]] = deque()
     try:
         for step in steps:
-            begun.append((step, _begin(plan, step, pool, run_unless_stopping)))
+            begun.append((step, _begin(plan, step, pool, run)))
             if len(begun) > steps_ahead:
                 yield _finish(begun)
         while begun:
             yield _finish(begun)
     finally:
-        stopping.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

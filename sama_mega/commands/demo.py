@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         _make_worlds()
         for stage, extra in enumerate((options.stage0_manifest, options.stage1_manifest)):
             _run("train", f"recipes/demo_stage{stage}.yaml", *_data(stage, extra), *options.overrides)
-            _run("evaluate", STAGE_RUNS[stage], *SAMPLING, "--out", ROOT / f"scores_stage{stage}")
+            _run("evaluate", STAGE_RUNS[stage], "synthetic", *SAMPLING, "--out", ROOT / f"scores_stage{stage}")
         _edit_a_held_out_clip()
     except subprocess.CalledProcessError as error:
         return int(error.returncode)

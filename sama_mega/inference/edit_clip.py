@@ -53,7 +53,7 @@ def require_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another rank may have been here
     except OSError as error:
         raise OutputError(f"--out ({path}) cannot be written: {error.strerror}: choose another folder") from error
     if path.is_dir():

@@ -103,8 +103,7 @@ class SyntheticSuite:
         truths = self._through_codec(torch.stack([pixels_from_frames(clip) for clip in frames]))
         mask = _frames_of_interest(plans, truths)
         baselines = {
-            name: mean_db(self._through_codec(clips), truths, mask)
-            for name, clips in _baselines(task, frames, plans, perturbed).items()
+            name: mean_db(clips, truths, mask) for name, clips in self._baselines(plans, perturbed, truths).items()
         }
         scores = MotionScores(task, len(pairs), mean_db(restored, truths, mask), baselines)
         rows = (("source", perturbed[0]), ("restored", restored[0]), ("truth", truths[0]))
@@ -114,6 +113,16 @@ class SyntheticSuite:
         spec = self._spec
         name = f"held-out-{index}"
         return plan_pretext(motion, HELD_OUT_SEED, name, 0, spec.num_frames, spec.height, spec.width)
+
+    def _baselines(self, plans: list[PretextPlan], perturbed: Tensor, truths: Tensor) -> dict[str, Tensor]:
+        """What one gets without a model, ``[B, 3, T, H, W]`` each, of frames as the codec shows them."""
+        if plans[0].task == "cube":
+            copies = [truth[:, _nearest_visible(plan)] for truth, plan in zip(truths, plans, strict=True)]
+            return {"black": torch.full_like(truths, -1.0), "nearest visible frame": torch.stack(copies)}
+        seen = self._through_codec(perturbed)
+        missing = truths.shape[2] - seen.shape[2]
+        held = torch.cat([seen, seen[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
+        return {"its source": held}
 
     def _restore(self, sources: Tensor, prompts: list[str], num_frames: int | None = None) -> Tensor:
         results = []
@@ -144,16 +153,6 @@ def _frames_of_interest(plans: list[PretextPlan], truths: Tensor) -> Tensor | No
         return None
     black = torch.tensor([[index == BLACK_FRAME for index in plan.frame_indices] for plan in plans])
     return black[:, :, None, None].expand(-1, -1, *truths.shape[-2:])
-
-
-def _baselines(task: str, frames: list[Tensor], plans: list[PretextPlan], perturbed: Tensor) -> dict[str, Tensor]:
-    """What one gets without a model, ``[B, 3, T, H, W]`` each."""
-    if task == "cube":
-        copies = [pixels_from_frames(clip[_nearest_visible(plan)]) for clip, plan in zip(frames, plans, strict=True)]
-        return {"black": perturbed, "nearest visible frame": torch.stack(copies)}
-    missing = frames[0].shape[0] - perturbed.shape[2]
-    held = torch.cat([perturbed, perturbed[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
-    return {"its source": held}
 
 
 def _nearest_visible(plan: PretextPlan) -> list[int]:

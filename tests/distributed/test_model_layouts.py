@@ -24,12 +24,13 @@ pytestmark = pytest.mark.distributed
 TIMEOUT_SECONDS = 120.0
 OUTPUT_LIMIT = 1e-5
 GRADIENT_LIMIT = 1e-4
+ROUNDING = 1e-7
 SEMANTIC_WEIGHT = 0.1
 SIZES = {
     "dim": 64,
     "num_layers": 2,
     "num_heads": 4,
-    "ffn_dim": 90,
+    "ffn_dim": 92,
     "text_dim": 24,
     "text_length": 7,
     "time_features": 16,
@@ -113,7 +114,11 @@ def run_model(recipe: Any, context: Any, case: Case) -> dict[str, Tensor]:
 
     model = build_model(recipe, context)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
+            # Fresh text embeddings are so small that all keys look alike, and the gradients of cross-attention are
+            # what is left after a cancellation.
+            if name.startswith("text_embedding.") and parameter.dim() == 2:
+                parameter.mul_(10)
             # Fresh biases are zeros and norms ones: a bias added twice or a wrong slice would not show.
             if parameter.dim() == 1:
                 num_slices = context.layout.tensor if getattr(parameter, "partition_dim", -1) == 0 else 1
@@ -142,15 +147,22 @@ def run_model(recipe: Any, context: Any, case: Case) -> dict[str, Tensor]:
 
 
 def compare_all(ours: dict[str, Tensor], alone: dict[str, Tensor]) -> dict[str, float]:
-    """Error over limit, by tensor; above 1 is wrong."""
-    from sama_mega.verify.report import compare
+    """Relative error over limit, by tensor; above 1 is wrong.
 
+    A gradient that is zero but for rounding (one token attends to itself, whatever its q and k; text-to-video has no
+    semantic parts) must be as small here: a millionth of the largest.
+    """
     assert ours.keys() == alone.keys()
-    return {name: compare(name, ours[name], alone[name], 1.0).error / limit_of(name) for name in ours}
-
-
-def limit_of(name: str) -> float:
-    return GRADIENT_LIMIT if name.startswith("grad ") else OUTPUT_LIMIT
+    largest = max(tensor.norm().item() for name, tensor in alone.items() if name.startswith("grad "))
+    errors = {}
+    for name, expected in alone.items():
+        is_gradient, size = name.startswith("grad "), expected.double().norm().item()
+        difference = (ours[name].double() - expected.double()).norm().item()
+        if is_gradient and size < ROUNDING * largest:
+            errors[name] = difference / (10 * ROUNDING * largest)
+        else:
+            errors[name] = difference / (size or 1.0) / (GRADIENT_LIMIT if is_gradient else OUTPUT_LIMIT)
+    return errors
 
 
 # Planted bugs: each breaks one thing in the real code path.
@@ -284,8 +296,8 @@ def test_two_ranks_compute_what_one_does(layout: str, case: str, two_ranks: list
     compared = two_ranks[0][f"{layout}: {case}"]
     assert {"velocity", "flow_matching_errors", "semantic_errors"} <= compared.keys()
     assert ("semantic_velocity" in compared) == (CASES[case].num_semantic > 0)
-    # 15 parameters outside the blocks' own 21, weights and biases counted apart.
-    assert sum(name.startswith("grad ") for name in compared) > 2 * 20 + 15
+    # Every parameter: 21 in each of two blocks, 26 outside.
+    assert sum(name.startswith("grad ") for name in compared) == 2 * 21 + 26
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -89,10 +91,22 @@ def test_a_deal_gives_every_slot_to_one_rank(costs, num_ranks):
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(1, 16))
 def test_a_deal_is_balanced(costs, num_ranks):
     loads = [sum(costs[slot] for slot in slots) for slots in deal(costs, num_ranks)]
-    # Longest processing time first: within 4/3 of the best possible, which is at least this.
-    best = max(sum(costs) / num_ranks, max(costs))
-    assert max(loads) <= best * (4 / 3) + max(costs) / 3
     assert max(loads) - min(loads) <= max(costs)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(2, 3))
+def test_a_deal_is_near_the_best_possible(costs, num_ranks):
+    def longest(ranks: tuple[int, ...]) -> int:
+        loads = [0] * num_ranks
+        for cost, rank in zip(costs, ranks, strict=True):
+            loads[rank] += cost
+        return max(loads)
+
+    best = min(longest(ranks) for ranks in product(range(num_ranks), repeat=len(costs)))
+    dealt = max(sum(costs[slot] for slot in slots) for slots in deal(costs, num_ranks))
+    # Graham's bound for longest processing time first.
+    assert 3 * num_ranks * dealt <= (4 * num_ranks - 1) * best
 
 
 def test_equal_slots_are_dealt_evenly():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -69,6 +71,26 @@ def test_threads_write_whole_lines(tmp_path):
     for thread in threads:
         thread.join(timeout=30)
     assert sorted(line["step"] for line in read_lines(path)) == list(range(25))
+
+
+def test_ranks_that_write_at_once_take_turns(tmp_path, monkeypatch):
+    path = tmp_path / "quarantine.jsonl"
+    both_have_read = threading.Barrier(2)
+    read = Quarantine._read_new_lines
+
+    def read_and_wait(self: Quarantine, file: BinaryIO) -> None:
+        read(self, file)
+        # Without turns, both ranks stand here at once, neither having seen the other's line.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_have_read.wait(timeout=0.3)
+
+    monkeypatch.setattr(Quarantine, "_read_new_lines", read_and_wait)
+    ranks = [threading.Thread(target=Quarantine(path).add, args=("a", Path("a"), "r", 0)) for _ in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=30)
+    assert len(read_lines(path)) == 1
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -116,6 +116,16 @@ def test_an_epoch_visits_every_row_once(world, tmp_path):
     assert {sample.epoch for sample in loader.step(5).samples} == {1}
 
 
+def test_images_and_videos_have_orders_of_their_own(tmp_path):
+    rows = [{"video": f"{number}.mp4", "caption": "x"} for number in range(40)]
+    rows += [{"image": f"{number}.png", "caption": "x"} for number in range(40)]
+    write_jsonl(rows, tmp_path / "manifest.jsonl")
+    draws = make_loader(tmp_path, tmp_path, images_per_step=40, videos_per_step=40).draws(0)
+    images, videos = ([draw.place for draw in draws if draw.stream.kind == kind] for kind in ("image", "video"))
+    assert sorted(images) == sorted(videos) == list(range(40))
+    assert sum(image == video for image, video in zip(images, videos, strict=True)) < 10
+
+
 def test_prefetching_gives_what_single_steps_give(world, tmp_path):
     single = make_loader(world, tmp_path)
     expected = [[contents(sample) for sample in single.step(step).samples] for step in range(3, 7)]
@@ -264,6 +274,31 @@ def test_bad_clips_are_replaced_the_same_way_everywhere(world, tmp_path):
     assert {line["reason"] for line in lines} == {"is empty (0 bytes)"}
 
 
+def test_a_bad_clip_is_tried_once(world, tmp_path, monkeypatch):
+    folder = copy_of(world, tmp_path)
+    spoil(folder, "target1.mp4", "raw0.mp4", "after0.png")
+    reads = count_reads(monkeypatch)
+    loader = make_loader(folder, tmp_path)
+    for step in range(12):
+        loader.step(step)
+    bad = {row.index for row in loader._dataset if row.sample_id in ("target1.mp4", "raw0.mp4", "after0.png")}
+    assert len(bad) == 3
+    assert [reads.count(index) for index in bad] == [1, 1, 1]
+
+
+def count_reads(monkeypatch) -> list[int]:
+    """Lists the row of every clip that is read from now on."""
+    reads: list[int] = []
+    load = sama_data.loader.load_clip
+
+    def counted(row, *others):
+        reads.append(row.index)
+        return load(row, *others)
+
+    monkeypatch.setattr(sama_data.loader, "load_clip", counted)
+    return reads
+
+
 def test_all_bad_ends_the_run_with_one_line(world, tmp_path):
     folder = copy_of(world, tmp_path)
     spoil(folder, *[path.name for path in folder.glob("*.mp4")])
@@ -323,14 +358,7 @@ def test_wrong_settings(changed, message):
 
 
 def test_the_cache_spares_decoding_and_keeps_its_budget(world, tmp_path, monkeypatch):
-    reads = []
-    load = sama_data.loader.load_clip
-
-    def counted(row, *others):
-        reads.append(row.index)
-        return load(row, *others)
-
-    monkeypatch.setattr(sama_data.loader, "load_clip", counted)
+    reads = count_reads(monkeypatch)
     plain = make_loader(world, tmp_path)
     expected = [[contents(sample) for sample in plain.step(step).samples] for step in range(8)]
     assert len(reads) == 64
