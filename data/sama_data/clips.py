@@ -66,7 +66,7 @@ def load_clip(row: Row, buckets: Sequence[tuple[int, int]], max_frames: int, thr
     bucket = (target.frames.shape[2], target.frames.shape[1])
     fit_source = _fit_to(bucket)
     source = decode_frames(row.source, row.frame_start, row.frame_end, len(target.frames), fit_source, threads)
-    num_frames = cut_length(min(len(source.frames), len(target.frames)))
+    num_frames = cut_length(len(source.frames))  # no more than the target has
     return Clip(source.frames[:num_frames], target.frames[:num_frames], fps)
 
 

@@ -8,11 +8,16 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 import sama_data.decode  # noqa: F401  it silences FFmpeg's own messages
 
 Frames = NDArray[np.uint8]
+
+# Wall-clock limits of single examples fail on a busy machine; every test has a time limit of its own.
+settings.register_profile("busy_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy_machine")
 
 
 def moving_picture(num_frames: int = 17, height: int = 64, width: int = 64, seed: int = 0) -> Frames:
