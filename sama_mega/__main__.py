@@ -141,7 +141,9 @@ def edit(
 @app.command()
 def evaluate(
     checkpoint: CheckpointArgument,
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A held-out synthetic manifest, or: synthetic.")],
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="There is one: synthetic, held-out clips of the synthetic world.")
+    ] = "synthetic",
     weights: WeightsOption = "ema",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,

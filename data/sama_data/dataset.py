@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,20 @@ class Dataset(Sequence[Row]):
     def indices_of(self, kind: Kind) -> NDArray[np.int64]:
         """Returns the indices of the image rows or of the video rows, ascending, int64."""
         return np.flatnonzero(self._is_image if kind == "image" else ~self._is_image)
+
+    @property
+    def num_raw(self) -> int:
+        """Rows without a source: raw clips and pictures with a caption."""
+        return int(self._columns["source"].null_count)
+
+    def digest(self) -> str:
+        """Returns a digest of all rows: equal where two processes opened the same manifests."""
+        state = hashlib.blake2b(digest_size=16)
+        for name in SCHEMA.names:
+            for chunk in self._columns[name].chunks:
+                for buffer in chunk.buffers():
+                    state.update(b"-" if buffer is None else buffer)
+        return state.hexdigest()
 
     @property
     def name(self) -> str:

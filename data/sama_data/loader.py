@@ -12,10 +12,11 @@ from sama_data.errors import ClipError
 from sama_data.health import Health
 from sama_data.order import deal
 from sama_data.prefetch import prefetch_in_order
-from sama_data.pretext import identity_plan, plan_pretext
+from sama_data.pretext import plan_for
+from sama_data.prompts import make_prompt
 from sama_data.quarantine import Quarantine
 from sama_data.rows import Row
-from sama_data.samples import Sample, StepSamples, make_prompt
+from sama_data.samples import Sample, StepSamples
 from sama_data.settings import LoaderSettings
 from sama_data.streams import Draw, make_streams, row_cost
 
@@ -106,10 +107,9 @@ class SampleLoader:
             for step, read in prepared:
                 yield StepSamples(
                     step=step,
-                    samples=[sample for sample, _ in read],
+                    samples=read,
                     num_slots=self.num_slots,
                     num_image_slots=self.num_image_slots,
-                    num_replaced=sum(replaced for _, replaced in read),
                 )
 
     def _plan_step(self, step: int) -> list[_Job]:
@@ -123,10 +123,10 @@ class SampleLoader:
         threads = max(1, settings.decode_threads // max(1, len(mine)))
         return [_Job(step, draws[slot], threads) for slot in mine]
 
-    def _read_job(self, job: _Job) -> tuple[Sample, bool]:
-        """Returns the first good sample of the drawn one and its stand-ins, and whether it is a stand-in."""
+    def _read_job(self, job: _Job) -> Sample:
+        """Returns the first good sample of the drawn one and its stand-ins."""
         draw = job.draw
-        for attempt, (index, epoch) in enumerate(draw.stream.candidates(draw)):
+        for index, epoch in draw.stream.candidates(draw):
             if self.health.is_bad(index):
                 continue
             row = self._dataset[index]
@@ -136,7 +136,7 @@ class SampleLoader:
                 self.health.record_bad(row, error, job.step)
                 continue
             self.health.record_good(row)
-            return self._make_sample(row, epoch, draw.slot, clip), attempt > 0
+            return self._make_sample(row, epoch, draw.slot, clip)
         # Every candidate was known to be bad; the slot that met the last of them says so in record_bad.
         raise self.health.all_bad(draw.stream.kind, None)
 
@@ -149,13 +149,7 @@ class SampleLoader:
 
     def _make_sample(self, row: Row, epoch: int, slot: int, clip: Clip) -> Sample:
         num_frames, height, width = clip.target.shape[:3]
-        if row.is_edit:
-            plan = identity_plan(num_frames, "edit")
-        elif row.kind == "image":
-            plan = identity_plan(num_frames)
-        else:
-            motion, seed = self._settings.motion, self._settings.seed
-            plan = plan_pretext(motion, seed, row.sample_id, epoch, num_frames, height, width)
+        plan = plan_for(row, num_frames, height, width, self._settings.motion, self._settings.seed, epoch)
         prompt, prefix = make_prompt(row, plan)
         return Sample(
             sample_id=row.sample_id,
@@ -164,11 +158,9 @@ class SampleLoader:
             slot=slot,
             kind=row.kind,
             task=plan.task,
-            edit_task=row.task,
             source_frames=clip.source,
             target_frames=clip.target,
             plan=plan,
             prompt=prompt,
             prompt_prefix=prefix,
-            fps=clip.fps,
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sama_data.buckets import cut_length
+from sama_data.rows import Row
 
 BLACK_FRAME = -1
 NUM_TUBES = 8
@@ -95,6 +96,27 @@ class PretextPlan:
 def identity_plan(num_frames: int, task: str = "none") -> PretextPlan:
     """Returns the plan that leaves num_frames frames as they are."""
     return PretextPlan(task, tuple(range(num_frames)), None, "")
+
+
+def plan_for(
+    row: Row, num_frames: int, height: int, width: int, motion: MotionSettings, seed: int, epoch: int
+) -> PretextPlan:
+    """Returns how a row's source is made: only a raw video's is perturbed.
+
+    Args:
+        row: The row.
+        num_frames: Its decoded frames, 4k+1.
+        height: Their lines, in pixels.
+        width: Their columns, in pixels.
+        motion: As in `plan_pretext`, like the next two.
+        seed: The run's seed.
+        epoch: How often the row has been drawn before.
+    """
+    if row.is_edit:
+        return identity_plan(num_frames, "edit")
+    if row.kind == "image":
+        return identity_plan(num_frames)
+    return plan_pretext(motion, seed, row.sample_id, epoch, num_frames, height, width)
 
 
 def plan_pretext(

@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sama_data.pretext import PretextPlan
-from sama_data.rows import Kind, Row
-
-EDIT_PREFIXES: dict[Kind, str] = {"image": "[Image edit]", "video": "[Video edit]"}
+from sama_data.rows import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +22,12 @@ class Sample:
         slot: Its position in the global step, images first; not where it stands on this rank.
         kind: "image" or "video": the stream that drew it.
         task: "edit" for a pair, else the perturbation: "none", "cube", "speed" or "tube".
-        edit_task: The manifest's name for the kind of edit, where it has one.
         source_frames: ``[T, H, W, 3]`` uint8 RGB, unperturbed: `plan` is still to be applied. The same array
             as `target_frames` for a raw clip. Both may be shared with a cache: not to be changed in place.
         target_frames: ``[T, H, W, 3]`` uint8 RGB, T = 4k+1.
         plan: How the source that the model sees is made from `source_frames`.
         prompt: What the text encoder reads.
         prompt_prefix: What is left of it when the text is dropped.
-        fps: Frames a second, None for an image or where nothing says.
     """
 
     sample_id: str
@@ -40,13 +36,11 @@ class Sample:
     slot: int
     kind: Kind
     task: str
-    edit_task: str | None
     source_frames: NDArray[np.uint8]
     target_frames: NDArray[np.uint8]
     plan: PretextPlan
     prompt: str
     prompt_prefix: str
-    fps: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +52,9 @@ class StepSamples:
         samples: This rank's samples, by slot; may be empty when there are more ranks than slots.
         num_slots: The step's samples over all ranks: losses are averaged over this number.
         num_image_slots: The images among them; their slots come first.
-        num_replaced: This rank's samples that stand in for a bad one.
     """
 
     step: int
     samples: list[Sample]
     num_slots: int
     num_image_slots: int
-    num_replaced: int
-
-
-def make_prompt(row: Row, plan: PretextPlan) -> tuple[str, str]:
-    """Returns the prompt and its prefix: token or edit marker, one space, text."""
-    prefix = EDIT_PREFIXES[row.kind] if row.is_edit else plan.prompt_token
-    text = row.text.strip()
-    return (f"{prefix} {text}" if prefix else text), prefix

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sama_data.manifest import load_manifest
+from sama_kernels.dispatch import require_built
 from sama_mega.config import Recipe, load_recipe
+from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import FRAMES_PER_LATENT, LATENT_STRIDE
 from sama_mega.parallel.layout import Layout, resolve_layout
 
@@ -45,6 +47,7 @@ def run(recipe: str | Path, overrides: Sequence[str], num_ranks: int | None = No
     """
     loaded = load_recipe(recipe, overrides)
     layout = resolve_layout(loaded, num_ranks or fewest_ranks(loaded))
+    _require_built_kernels(loaded)
     buckets = [bucket_tokens(loaded, width, height) for width, height in loaded.data.buckets]
     samples, warnings = count_samples(loaded)
     warnings += other_warnings(loaded, layout)
@@ -126,6 +129,14 @@ def other_warnings(recipe: Recipe, layout: Layout) -> list[str]:
             f"optimizer.warmup_steps ({recipe.optimizer.warmup_steps}) never ends: train.steps is {recipe.train.steps}"
         )
     return warnings
+
+
+def _require_built_kernels(recipe: Recipe) -> None:
+    """Raises ConfigError for a kernel that is not built, as building the model would."""
+    try:
+        require_built(recipe.kernels.ops, recipe.kernels.attention)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _print_report(

@@ -7,12 +7,15 @@ already finished is not done again.
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from sama_mega.config.errors import UserError
+from sama_mega.inference.held_out import HELD_OUT_SEED
 
 ROOT = Path("runs/demo")
 WORLD = ROOT / "world"
@@ -20,7 +23,6 @@ HELD_OUT = ROOT / "held_out"
 STAGE_RUNS = (Path("runs/demo_stage0"), Path("runs/demo_stage1"))
 STAGE_MANIFESTS = (WORLD / "raw.jsonl", WORLD / "pairs.jsonl")
 WORLD_VIDEOS, WORLD_IMAGES, WORLD_SEED = 4000, 12000, 0
-HELD_OUT_SEED = 1_000_003
 SAMPLING = ("--steps", "12", "--guidance", "1")
 
 
@@ -65,7 +67,8 @@ def _data(stage: int, extra: Path | None) -> list[str]:
         return [f"data.manifest={STAGE_MANIFESTS[stage]}"]
     if not extra.is_file():
         raise UserError(f"--stage{stage}-manifest ({extra}) does not exist")
-    return [f"data.blend=[{{manifest: {STAGE_MANIFESTS[stage]}}}, {{manifest: {extra}}}]"]
+    blend = [{"manifest": str(manifest)} for manifest in (STAGE_MANIFESTS[stage], extra)]
+    return [f"data.blend={json.dumps(blend, ensure_ascii=False)}"]  # JSON is YAML in which no path needs care
 
 
 def _edit_a_held_out_clip() -> None:
@@ -78,7 +81,7 @@ def _edit_a_held_out_clip() -> None:
 
 def _run(*arguments: object) -> None:
     words = [str(argument) for argument in arguments]
-    print(f"\n$ python -m sama_mega {' '.join(words)}", flush=True)
+    print(f"\n$ python -m sama_mega {shlex.join(words)}", flush=True)
     subprocess.run([sys.executable, "-m", "sama_mega", *words], check=True)
 
 

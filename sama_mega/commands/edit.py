@@ -1,4 +1,4 @@
-"""`sama-mega edit`: edits a video by instruction."""
+"""`sama-mega edit`: edits a video or a picture by instruction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(
 
     Args:
         checkpoint: A checkpoint or a run folder.
-        video: The clip to edit.
+        video: The clip or picture to edit.
         instruction: What to change.
         out: The mp4 to write; the picture lies beside it.
         steps: Sampling steps; None takes the checkpoint's recipe.

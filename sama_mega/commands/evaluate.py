@@ -44,7 +44,7 @@ def run(
         Exit status 0.
 
     Raises:
-        ConfigError: There is no such suite, or `out` cannot be written.
+        ConfigError: There is no such suite, or `out` cannot be made or written.
     """
     if suite not in SUITES:
         raise ConfigError(f"suite ({suite}) must be one of: {', '.join(SUITES)}")
@@ -125,10 +125,15 @@ def _write(out: Path, scores: list[dict[str, Any]], examples: list[Any]) -> None
     from sama_mega.inference.editor import frames_from_pixels
     from sama_mega.inference.pictures import grid_picture
 
-    for row, example in zip(scores, examples, strict=True):
-        rows = [(name, frames_from_pixels(pixels).numpy()) for name, pixels in example.rows]
-        grid_picture(rows, out / f"{row.get('kind') or row['task']}.png", title=example.label)
-    (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    try:
+        (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+        for row, example in zip(scores, examples, strict=True):
+            rows = [(name, frames_from_pixels(pixels).numpy()) for name, pixels in example.rows]
+            grid_picture(rows, out / f"{row.get('kind') or row['task']}.png", title=example.label)
+    except OSError as error:
+        raise ConfigError(
+            f"--out ({out}) cannot be written: {error.strerror or error}: free or change the disk"
+        ) from error
 
 
 def _make_folder(out: Path) -> None:

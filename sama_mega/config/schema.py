@@ -165,7 +165,7 @@ class DataRecipe(Section):
     micro_batch_videos: PositiveInt = 1
     buckets: Annotated[tuple[Bucket, ...], Strict(False)] = DEFAULT_BUCKETS
     max_frames: PositiveInt = 81
-    image_weight: NonNegativeFloat = 1.0
+    image_weight: PositiveFloat = 1.0
     prefetch_steps: NonNegativeInt = 2
     decode_threads: PositiveInt = 1
     text_dropout: Share = 0.1
@@ -248,6 +248,15 @@ class EncodersRecipe(Section):
     text_path: RecipePath | None = None
     semantic_path: RecipePath | None = None
 
+    @model_validator(mode="after")
+    def _check_paths(self) -> EncodersRecipe:
+        built_in = {"video": "dct", "text": "hash", "semantic": "tiny"}
+        for role, name in built_in.items():
+            path = getattr(self, f"{role}_path")
+            if getattr(self, role) == name and path is not None:
+                raise BrokenRule(f"{role}_path", path, f"is not read: encoders.{role} is {name}, which has no weights")
+        return self
+
 
 class OptimizerRecipe(Section):
     """AdamW, its learning-rate schedule, gradient clipping and the moving average of the weights."""
@@ -276,6 +285,7 @@ class TrainRecipe(Section):
     recompute: Literal["none", "selective", "full"] = "none"
     skip_loss_above: PositiveFloat | None = None
     skip_grad_norm_above: PositiveFloat | None = None
+    max_skipped_steps: PositiveInt = 20
     log_every: PositiveInt = 10
     sample_every: NonNegativeInt = 0
     num_samples: NonNegativeInt = 2

@@ -37,43 +37,44 @@ COEFFICIENTS: tuple[tuple[int, int, int, int], ...] = (
     (2, 0, 1, 0),
 )
 BLOCK = (4, 8, 8)
+_WHITENING_EXPONENT = 0.25
 COLOUR_AXES = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 
 CHANNEL_MEAN: tuple[float, ...] = (
-    -3.7169,
-    0.0056,
-    0.0075,
-    -0.0006,
-    -0.0217,
-    -0.0194,
-    -0.002,
-    0.0009,
-    -0.0004,
-    0.6262,
-    -0.0013,
-    -0.0046,
+    -2.7701,
+    0.0015,
+    0.006,
+    -0.0003,
+    -0.0192,
+    -0.0164,
+    -0.0036,
+    0.0006,
+    -0.0005,
+    0.3965,
+    -0.0011,
+    -0.0039,
     0.0003,
-    0.3008,
-    0.0026,
-    0.001,
+    0.221,
+    0.0027,
+    0.0008,
 )
 CHANNEL_STD: tuple[float, ...] = (
-    10.7183,
-    2.3458,
-    2.2299,
-    0.8699,
-    0.9618,
-    0.8782,
-    1.485,
-    0.4401,
-    0.4569,
-    5.5627,
-    1.3583,
-    1.425,
-    0.5716,
-    3.837,
-    1.0132,
-    1.0792,
+    8.6274,
+    2.0921,
+    1.9794,
+    0.7859,
+    0.8664,
+    0.7909,
+    0.9835,
+    0.3263,
+    0.3423,
+    5.3424,
+    1.3388,
+    1.4053,
+    0.563,
+    3.7021,
+    1.0016,
+    1.0664,
 )
 
 
@@ -150,12 +151,13 @@ class DctCodec:
 
 
 def whitening_scale(std: Tensor) -> Tensor:
-    """Returns the factor per channel that divides by std^0.5 and brings the mean variance to 1.
+    """Returns the factor per channel that divides by std^0.25 and brings the mean variance to 1.
 
-    Full whitening (1/std) would make the weak coefficients as loud as the strong ones and costs picture quality.
+    Full whitening (1/std) would make the weak coefficients as loud as the strong ones: the model then spends itself
+    on what the eye hardly sees. In short runs std^0.25 gave about 1 dB more than std^0.5.
     """
-    half_white_variance = (std.double() / std.double().sqrt()).square().mean()
-    return (1.0 / (std.double().sqrt() * half_white_variance.sqrt())).float()
+    softened = std.double() ** -_WHITENING_EXPONENT
+    return (softened / (std.double() * softened).square().mean().sqrt()).float()
 
 
 def measure_statistics(frames: Tensor) -> tuple[list[float], list[float]]:

@@ -1,7 +1,8 @@
-"""Edits one video file."""
+"""Edits one video or picture file."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from sama_data.buckets import Geometry, choose_bucket, cover, cut_length
-from sama_data.decode import decode_frames
-from sama_data.samples import EDIT_PREFIXES
+from sama_data.decode import Decoded, decode_frames
+from sama_data.prompts import edit_prompt
+from sama_data.rows import Kind
 from sama_mega.config.errors import ConfigError, UserError
 from sama_mega.encoders.interface import TextEncoder
 from sama_mega.inference.editor import SamplingSettings, frames_from_pixels, pixels_from_frames
@@ -42,33 +44,34 @@ class EditedClip:
 
 
 def require_writable(path: Path) -> None:
-    """Refuses a result that could not be written, before minutes are spent on it.
+    """Refuses a result that could not be written, before minutes are spent on it; makes and changes nothing.
+
+    All ranks may look at the same place at once.
 
     Raises:
-        OutputError: Wrong ending, or the folder cannot be made or written.
+        OutputError: Wrong ending, a folder of that name, or a place where nothing can be written.
     """
     if path.suffix != ".mp4":
         raise OutputError(f"--out ({path}) must end in .mp4")
-    probe = path.with_name(f".{path.name}.probe")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another rank may have been here
+        if path.is_dir():
+            raise OutputError(f"--out ({path}) is a folder: name a file")
+        # Missing folders are made when there is something to put into them.
+        folder = next(parent for parent in path.parents if parent.exists())
+        tempfile.TemporaryFile(dir=folder).close()  # no two of these share a name
     except OSError as error:
         raise OutputError(f"--out ({path}) cannot be written: {error.strerror}: choose another folder") from error
-    if path.is_dir():
-        raise OutputError(f"--out ({path}) is a folder: name a file")
 
 
-def make_edit_prompt(instruction: str, text: TextEncoder) -> str:
-    """Puts the edit prefix before an instruction.
+def checked_edit_prompt(kind: Kind, instruction: str, text: TextEncoder) -> str:
+    """Returns the prompt of an edit that the text encoder can read whole.
 
     Raises:
         ConfigError: The instruction is empty, or too long for the text encoder.
     """
     if not instruction.strip():
         raise ConfigError("the instruction is empty: say what to change")
-    prompt = f"{EDIT_PREFIXES['video']} {instruction.strip()}"
+    prompt = edit_prompt(kind, instruction)
     num_tokens = text.count_tokens(prompt)
     if num_tokens > text.max_tokens:
         raise ConfigError(
@@ -85,7 +88,7 @@ def edit_clip(
     max_frames: int,
     on_step: Callable[[int], None] | None = None,
 ) -> EditedClip:
-    """Edits a video file, all of its frames, at the size of its bucket.
+    """Edits a video, all of its frames, or a picture, at the size of its bucket.
 
     A clip whose length is not 4k+1 is padded with its last frame for the model and cut back afterwards.
 
@@ -101,7 +104,6 @@ def edit_clip(
         ClipError: The file cannot be decoded.
         ConfigError: The clip or the instruction is too long.
     """
-    prompt = make_edit_prompt(instruction, opened.encoders.text)
     buckets = opened.recipe.data.buckets
 
     def fit(width: int, height: int) -> Geometry:
@@ -114,6 +116,7 @@ def edit_clip(
             f"{video} has more than --max-frames ({max_frames}) frames: cut the clip, or raise --max-frames (the"
             f" model was trained on at most {opened.recipe.data.max_frames})"
         )
+    prompt = checked_edit_prompt(_kind_of(decoded), instruction, opened.encoders.text)
     padded = _pad_to_model_length(torch.from_numpy(decoded.frames))
     edited = opened.editor.edit(pixels_from_frames(padded)[None], [prompt], settings, on_step=on_step)
     frames = frames_from_pixels(edited[0])[:num_frames].numpy()
@@ -136,6 +139,11 @@ def write_edit(clip: EditedClip, out: Path, instruction: str) -> Path:
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror or error}: free or change the disk") from error
     return picture
+
+
+def _kind_of(decoded: Decoded) -> Kind:
+    """What was decoded, whatever the file's name: a picture is one frame without a rate."""
+    return "image" if decoded.fps is None and len(decoded.frames) == 1 else "video"
 
 
 def _pad_to_model_length(frames: torch.Tensor) -> torch.Tensor:

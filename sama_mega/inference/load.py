@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sama_mega.checkpoint.folder import RECIPE_FILE, resolve_checkpoint
 from sama_mega.config import load_recipe
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import Encoders, build_encoders
 from sama_mega.inference.editor import Editor
 from sama_mega.model import build_model
-from sama_mega.parallel.checkpoint_folder import RECIPE_FILE, resolve_checkpoint
 from sama_mega.parallel.checkpoint_io import load_sharded
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 from sama_mega.parallel.sharded_state import shard_parameters
@@ -62,7 +62,7 @@ def open_checkpoint(path: Path, weights: str, num_ranks: int = 1) -> Iterator[Op
     apply_torch_settings(recipe)
     context = start_parallel(recipe)
     try:
-        model = build_model(recipe, context).eval()
+        model = build_model(recipe, context, initialize=False).eval()
         load_sharded(shard_parameters(model, context, prefix=f"{weights}."), checkpoint)
         encoders = build_encoders(recipe, context.device)
         editor = Editor(recipe, model, encoders, context.device)

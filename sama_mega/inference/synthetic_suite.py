@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sama_data.pretext import PretextPlan, plan_pretext
+from sama_data.prompts import edit_prompt, pretext_prompt
 from sama_data.synth import EDIT_KINDS, EditPair, WorldSpec, make_pair
 from sama_kernels.pretext import BLACK_FRAME, pretext
 from sama_mega.config.schema import MotionRecipe
 from sama_mega.inference.editor import SamplingSettings, pixels_from_frames
+from sama_mega.inference.held_out import HELD_OUT_SEED
 from sama_mega.inference.load import OpenCheckpoint
 from sama_mega.inference.scores import EditScores, MotionScores, mean_db, score_edits
 
-HELD_OUT_SEED = 1_000_003
-"""Worlds of different seeds share no scene; the demo trains on another seed."""
 BATCH_CLIPS = 16
 MOTION_TASKS = ("cube", "speed", "tube")
 
@@ -75,9 +75,9 @@ class SyntheticSuite:
 
     def _score_kind(self, kind: str, pairs: list[EditPair], others: list[str]) -> tuple[EditScores, Example]:
         raw_sources = torch.stack([_pixels(pair.source) for pair in pairs])
-        prompts = [f"[Video edit] {pair.instruction}" for pair in pairs]
+        prompts = [edit_prompt("video", pair.instruction) for pair in pairs]
         edits = self._restore(raw_sources, prompts)
-        controls = self._restore(raw_sources, [f"[Video edit] {other}" for other in others])
+        controls = self._restore(raw_sources, [edit_prompt("video", other) for other in others])
         sources = self._through_codec(raw_sources)
         truths = self._through_codec(torch.stack([_pixels(pair.target) for pair in pairs]))
         masks = torch.stack([torch.from_numpy(pair.mask) for pair in pairs])
@@ -98,7 +98,7 @@ class SyntheticSuite:
         perturbed = torch.stack(
             [pretext(clip, plan.frame_indices, plan.tube_order) for clip, plan in zip(frames, plans, strict=True)]
         )
-        prompts = [f"{plan.prompt_token} {pair.caption}" for plan, pair in zip(plans, pairs, strict=True)]
+        prompts = [pretext_prompt(plan, pair.caption) for plan, pair in zip(plans, pairs, strict=True)]
         restored = self._restore(perturbed, prompts, self._spec.num_frames)
         truths = self._through_codec(torch.stack([pixels_from_frames(clip) for clip in frames]))
         mask = _frames_of_interest(plans, truths)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sama_kernels.dispatch import require_built
+from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.model.config import transformer_config
 from sama_mega.model.initialize import initialize_weights
@@ -11,16 +13,35 @@ from sama_mega.parallel.runtime import ParallelContext
 __all__ = ["ModelOutput", "SamaDiT", "build_model"]
 
 
-def build_model(recipe: Recipe, context: ParallelContext) -> SamaDiT:
-    """Builds this rank's shard of the model with fresh weights: what `train`, `edit` and `verify` all use.
+def build_model(recipe: Recipe, context: ParallelContext, *, initialize: bool = True) -> SamaDiT:
+    """Builds this rank's shard of the model: what `train`, `edit` and `verify` all use.
 
     Args:
         recipe: The whole recipe.
         context: The running layout.
+        initialize: Whether to draw fresh weights, the same in every layout; False leaves memory as it is, for a
+            caller that fills every parameter.
 
     Returns:
-        The model on the context's device; the same weights in every layout.
+        The model on the context's device.
+
+    Raises:
+        ConfigError: The recipe asks for a kernel that is not built.
     """
+    check_kernels(recipe)
     model = SamaDiT(recipe, transformer_config(recipe, context.layout), context)
-    initialize_weights(model, recipe.train.seed)
+    if initialize:
+        initialize_weights(model, recipe.train.seed)
     return model
+
+
+def check_kernels(recipe: Recipe) -> None:
+    """Refuses kernels that are not built.
+
+    Raises:
+        ConfigError: Names the recipe's key and what there is.
+    """
+    try:
+        require_built(recipe.kernels.ops, recipe.kernels.attention)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

@@ -13,18 +13,10 @@ from torch.nn.functional import pad
 from sama_kernels.attention import attention
 from sama_kernels.qk_norm_rope import RopeTables, SumOverRanks, qk_norm_rope
 from sama_mega.config.schema import Recipe
-from sama_mega.model.parallel_layers import ColumnLinear, RowLinear, empty_parameter, split_over_tensor_ranks
+from sama_mega.model.norms import FullWidthNormWeight
+from sama_mega.model.parallel_layers import ColumnLinear, RowLinear
 from sama_mega.parallel.collectives import bind_all_reduce
 from sama_mega.parallel.runtime import ParallelContext
-
-
-class FullWidthNormWeight(nn.Module):
-    """This rank's slice of an RMSNorm weight that spans all heads."""
-
-    def __init__(self, local_width: int, config: TransformerConfig, context: ParallelContext) -> None:
-        super().__init__()
-        self.weight = empty_parameter(local_width, dtype=config.params_dtype, device=context.device)
-        split_over_tensor_ranks(self.weight, 0)
 
 
 class AttentionHeads(nn.Module):
@@ -54,8 +46,8 @@ class AttentionHeads(nn.Module):
         q, k = qk_norm_rope(
             q,
             k,
-            self.norm_q.weight,
-            self.norm_k.weight,
+            self.norm_q(),
+            self.norm_k(),
             rope=rope,
             full_width=self.full_width,
             eps=self.eps,

@@ -5,31 +5,16 @@ from __future__ import annotations
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm
+from torch.nn.functional import gelu
 
 from sama_kernels.adaln import adaln
 from sama_kernels.gate_residual import gate_residual
 from sama_kernels.qk_norm_rope import RopeTables
 from sama_mega.config.schema import Recipe
 from sama_mega.model.attention import CrossAttention, SelfAttention
+from sama_mega.model.norms import AffineLayerNorm
 from sama_mega.model.parallel_layers import ColumnLinear, RowLinear, empty_parameter, sees_own_tokens
 from sama_mega.parallel.runtime import ParallelContext
-
-
-class AffineLayerNorm(nn.Module):
-    """Layer norm with weight and bias over this rank's tokens, statistics in float32."""
-
-    def __init__(self, width: int, eps: float, config: TransformerConfig, context: ParallelContext) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = empty_parameter(width, dtype=config.params_dtype, device=context.device)
-        self.bias = empty_parameter(width, dtype=config.params_dtype, device=context.device)
-        sees_own_tokens(self, config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[s, B, width]`` -> the same shape and dtype."""
-        normed = layer_norm(x.float(), (x.shape[-1],), self.weight.float(), self.bias.float(), self.eps)
-        return normed.to(x.dtype)
 
 
 class FeedForward(nn.Module):

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, linear, silu
+from torch.nn.functional import gelu, linear, silu
 
 from sama_mega.config.schema import Recipe
+from sama_mega.model.norms import AffineLayerNorm
 from sama_mega.model.parallel_layers import Linear, empty_parameter, sees_own_tokens
 from sama_mega.model.token_layout import Grid
 from sama_mega.parallel.runtime import ParallelContext
@@ -66,17 +67,14 @@ class SemanticFeatureMLP(nn.Module):
         super().__init__()
         model = recipe.model
         options: dict[str, Any] = {"dtype": config.params_dtype, "device": context.device}
-        self.eps = model.norm_eps
-        self.norm = nn.LayerNorm(model.semantic_dim, eps=self.eps, **options)
+        self.norm = AffineLayerNorm(model.semantic_dim, model.norm_eps, config, context)
         self.fc1 = Linear(model.semantic_dim, model.semantic_hidden_dim, **options)
         self.fc2 = Linear(model.semantic_hidden_dim, model.dim, **options)
         sees_own_tokens(self, config)
 
     def forward(self, features: Tensor) -> Tensor:
         """``[n, B, semantic_dim]`` float32 -> ``[n, B, dim]``."""
-        weight, bias = self.norm.weight.float(), self.norm.bias.float()
-        normed = layer_norm(features.float(), (features.shape[-1],), weight, bias, self.eps)
-        return self.fc2(gelu(self.fc1(normed.to(self.fc1.weight.dtype))))
+        return self.fc2(gelu(self.fc1(self.norm(features))))
 
 
 class TextEmbedding(nn.Module):

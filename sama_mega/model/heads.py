@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sama_kernels.adaln import adaln
 from sama_kernels.semantic_loss import semantic_head, semantic_loss
 from sama_mega.config.schema import Recipe
-from sama_mega.model.block import AffineLayerNorm
+from sama_mega.model.norms import WeightAndBias
 from sama_mega.model.parallel_layers import Linear, empty_parameter, sees_own_tokens
 from sama_mega.parallel.runtime import ParallelContext
 
@@ -40,18 +40,21 @@ class SemanticHead(nn.Module):
         super().__init__()
         model = recipe.model
         self.eps, self.ops = model.norm_eps, recipe.kernels.ops
-        self.norm = AffineLayerNorm(model.dim, model.norm_eps, config, context)
-        self.proj = Linear(model.dim, model.semantic_dim, dtype=config.params_dtype, device=context.device)
-        sees_own_tokens(self, config)
+        self.norm = WeightAndBias(model.dim, config=config, context=context)
+        self.proj = WeightAndBias(model.semantic_dim, model.dim, config=config, context=context)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``[m, B, dim]`` -> the predicted velocity ``[m, B, semantic_dim]``."""
-        return semantic_head(hidden, *self._weights, eps=self.eps, backend=self.ops)
+    def forward(self, hidden: Tensor, target: Tensor | None = None) -> Tensor:
+        """Predicts, or measures the prediction's error.
 
-    def absolute_error(self, hidden: Tensor, target: Tensor) -> Tensor:
-        """``[m, B, dim]`` against ``[m, B, semantic_dim]`` -> sums of absolute errors ``[B]``, float32."""
-        return semantic_loss(hidden, target, *self._weights, eps=self.eps, backend=self.ops)
+        Args:
+            hidden: ``[m, B, dim]``.
+            target: ``[m, B, semantic_dim]`` or None.
 
-    @property
-    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.norm.weight, self.norm.bias, self.proj.weight, self.proj.bias
+        Returns:
+            The predicted velocity ``[m, B, semantic_dim]``, or with a target the sums of absolute errors ``[B]``,
+            float32.
+        """
+        weights = (*self.norm(), *self.proj())
+        if target is None:
+            return semantic_head(hidden, *weights, eps=self.eps, backend=self.ops)
+        return semantic_loss(hidden, target, *weights, eps=self.eps, backend=self.ops)

@@ -89,6 +89,13 @@ class RowLinear(RowParallelLinear):
             tp_group=context.tensor_group,
         )
         split_over_tensor_ranks(self.weight, 1)
+        self._sums_in_place = context.layout.tensor > 1 and not config.sequence_parallel
+
+    def _forward_impl(self, *args: Any, **kwargs: Any) -> Tensor:
+        product: Tensor = super()._forward_impl(*args, **kwargs)
+        # megatron sums over the ranks in the product's own memory. Selective recompute keeps that product, and would
+        # sum the sum: give megatron a copy.
+        return product.clone() if self._sums_in_place else product
 
     def forward(self, x: Tensor) -> Tensor:
         """``[all tokens, B, in / tp]`` -> ``[tokens, B, out]`` (this rank's tokens under sequence parallel)."""

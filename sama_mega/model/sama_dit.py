@@ -27,7 +27,7 @@ from sama_mega.model.embeddings import (
     unpatchify,
 )
 from sama_mega.model.heads import SemanticHead, VelocityHead
-from sama_mega.model.parallel_layers import empty_parameter, sees_own_tokens
+from sama_mega.model.norms import SegmentEmbedding
 from sama_mega.model.recompute import run_with_recompute
 from sama_mega.model.token_layout import SEMANTIC, TokenLayout
 from sama_mega.parallel.collectives import all_reduce_in_place
@@ -51,15 +51,6 @@ class ModelOutput:
     semantic_loss_share: Tensor | None
 
 
-class SegmentEmbedding(nn.Module):
-    """The learned type embedding: one row each for source, semantic and target tokens."""
-
-    def __init__(self, dim: int, config: TransformerConfig, context: ParallelContext) -> None:
-        super().__init__()
-        self.weight = empty_parameter(3, dim, dtype=config.params_dtype, device=context.device)
-        sees_own_tokens(self, config)
-
-
 class SamaDiT(MegatronModule):
     """Wan2.1's video DiT over [source | semantic | target] with type embeddings and a semantic head.
 
@@ -75,8 +66,6 @@ class SamaDiT(MegatronModule):
         super().__init__(config)
         self.recipe = recipe
         self.context = context
-        self.sequence_shards = context.layout.tensor if config.sequence_parallel else 1
-        self.sequence_shard = context.tensor_rank if config.sequence_parallel else 0
         self.patch_embedding = PatchEmbedding(recipe, config, context)
         self.text_embedding = TextEmbedding(recipe, config, context)
         self.time_embedding = TimeEmbedding(recipe, config, context)
@@ -138,7 +127,7 @@ class SamaDiT(MegatronModule):
             source_grid=None if source_latents is None else patch_grid(source_latents, patch_size),
             num_semantic=0 if semantic is None else semantic.shape[1],
             target_grid=patch_grid(latents, patch_size),
-            num_shards=self.sequence_shards,
+            num_shards=self.context.sequence_shards,
         )
 
     def _embed(
@@ -151,15 +140,14 @@ class SamaDiT(MegatronModule):
             None if semantic is None else semantic.transpose(0, 1),
             patchify(latents, patch_size),
         )
+        types = None if self.segment_embedding is None else self.segment_embedding()
         pieces = []
-        for piece in layout.shard_ranges(self.sequence_shard):
+        for piece in layout.shard_ranges(self.context.sequence_shard):
             features = segments[piece.segment]
             assert features is not None
             embed = self.siglip_feat_mlp if piece.segment == SEMANTIC else self.patch_embedding
             embedded = embed(features[piece.start : piece.stop])
-            if self.segment_embedding is not None:
-                embedded = embedded + self.segment_embedding.weight[piece.segment]
-            pieces.append(embedded)
+            pieces.append(embedded if types is None else embedded + types[piece.segment])
         num_padding = layout.tokens_per_shard - sum(piece.shape[0] for piece in pieces)
         if num_padding:
             shape = (num_padding, latents.shape[0], self.recipe.model.dim)
@@ -183,27 +171,27 @@ class SamaDiT(MegatronModule):
     def _velocity(self, layout: TokenLayout, hidden: Tensor, time: Tensor) -> Tensor:
         """The head's output is 64 features a token: cheap to run on every token and to gather whole."""
         patches = self.head(hidden, time).float()
-        if self.sequence_shards > 1:
+        if self.context.sequence_shards > 1:
             # Every rank computes the same loss from the whole output, so each keeps its own slice of the gradient.
             patches = gather_from_sequence_parallel_region(
-                patches, tensor_parallel_output_grad=False, group=self.context.tensor_group
+                patches, tensor_parallel_output_grad=False, group=self.context.sequence_group
             )
         target = patches[layout.target_start : layout.num_tokens]
         return unpatchify(target, layout.target_grid, self.recipe.model.patch_size)
 
     def _semantic_loss_share(self, layout: TokenLayout, hidden: Tensor, target: Tensor) -> Tensor:
-        piece, position = layout.shard_segment(self.sequence_shard, SEMANTIC)
+        piece, position = layout.shard_segment(self.context.sequence_shard, SEMANTIC)
         mine = hidden[position : position + piece.stop - piece.start]
-        error = self.semantic_head.absolute_error(mine, target.transpose(0, 1)[piece.start : piece.stop])
+        error = self.semantic_head(mine, target.transpose(0, 1)[piece.start : piece.stop])
         return error / (target.shape[1] * target.shape[2])
 
     @torch.no_grad()
     def _semantic_velocity(self, layout: TokenLayout, hidden: Tensor) -> Tensor:
-        piece, position = layout.shard_segment(self.sequence_shard, SEMANTIC)
+        piece, position = layout.shard_segment(self.context.sequence_shard, SEMANTIC)
         mine = self.semantic_head(hidden[position : position + piece.stop - piece.start]).float()
-        if self.sequence_shards == 1:
+        if self.context.sequence_shards == 1:
             return mine.transpose(0, 1)
         whole = mine.new_zeros(layout.num_semantic, *mine.shape[1:])
         whole[piece.start : piece.stop] = mine
-        all_reduce_in_place(whole, group=self.context.tensor_group)
+        all_reduce_in_place(whole, group=self.context.sequence_group)
         return whole.transpose(0, 1)

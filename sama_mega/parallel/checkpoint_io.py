@@ -6,10 +6,11 @@ rank: a rank that raised alone would leave the others waiting in a collective.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -36,20 +37,22 @@ Result = TypeVar("Result")
 # torch's collective failure is no `Exception`: a plain handler would let it pass.
 FAILURES = (Exception, CheckpointException)
 
+SHARD_SUFFIX = ".distcp"
+"""Ends the names of the files that ranks write their pieces into."""
+
 # At most this many names go into one message.
 NAMES_SHOWN = 3
 
 
-def save_sharded(state: ShardedState, folder: Path, common: Mapping[str, Any] | None = None) -> None:
-    """Writes a checkpoint; every rank calls it with its own pieces.
+def save_sharded(state: ShardedState, folder: Path) -> None:
+    """Writes a checkpoint's tensors; every rank calls it with its own pieces and flushes them to its disk.
 
-    The folder is complete once this returns; `metadata.json`, written last, marks it. Renaming it from a
-    temporary name is the caller's part.
+    The tensors are complete once this returns; `metadata.json`, written last, marks them. Flushing the other files and
+    renaming the folder from a temporary name is the caller's part.
 
     Args:
         state: From `shard_parameters`, `shard_flat_run` or the optimizer, merged.
         folder: Created when missing; must be visible to all ranks.
-        common: Plain numbers, strings, lists and dictionaries, the same on every rank; rank 0's are written.
 
     Raises:
         CheckpointError: On every rank, when any rank could not write.
@@ -58,10 +61,10 @@ def save_sharded(state: ShardedState, folder: Path, common: Mapping[str, Any] | 
     _everywhere(folder, "write", lambda: folder.mkdir(parents=True, exist_ok=True) if is_first else None)
     pieces, _ = save_preprocess(dict(state))
     _everywhere(folder, "write", lambda: _write_pieces(pieces, folder))
-    _everywhere(folder, "write", lambda: _write_common(dict(common or {}), folder) if is_first else None)
+    _everywhere(folder, "write", lambda: _write_common(folder) if is_first else None)
 
 
-def load_sharded(template: ShardedState, folder: Path) -> dict[str, Any]:
+def load_sharded(template: ShardedState, folder: Path) -> None:
     """Fills tensors from a checkpoint of any layout; every rank calls it with its own pieces.
 
     Strict by section (the part of a key before its first dot): a section that is asked for must match the
@@ -70,9 +73,6 @@ def load_sharded(template: ShardedState, folder: Path) -> dict[str, Any]:
     Args:
         template: As for saving; its tensors are **filled in place**, converted to their dtype.
         folder: A complete checkpoint.
-
-    Returns:
-        The `common` given to `save_sharded`.
 
     Raises:
         CheckpointError: On every rank: not a checkpoint, damaged, or names or shapes do not match.
@@ -84,10 +84,10 @@ def load_sharded(template: ShardedState, folder: Path) -> dict[str, Any]:
         wanted |= shapes
     _require_match(wanted, stored, folder)
     # Integrity is checked at saving; there rank 0 alone would raise.
-    return _everywhere(
+    _everywhere(
         folder,
         "read",
-        lambda: _without_pieces(dist_checkpointing.load(dict(template), str(folder), validate_access_integrity=False)),
+        lambda: dist_checkpointing.load(dict(template), str(folder), validate_access_integrity=False),
     )
 
 
@@ -125,34 +125,28 @@ def read_plain(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
 
-def read_common(folder: Path) -> dict[str, Any]:
-    """The plain values saved beside the tensors; needs no process group.
-
-    Raises:
-        CheckpointError: Missing or damaged.
-    """
-    try:
-        return torch.load(folder / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)
-    except FAILURES as error:
-        raise CheckpointError(f"cannot read the checkpoint {folder}: {_reason(error)}") from error
-
-
 def _write_pieces(pieces: dict[str, ShardedTensor], folder: Path) -> None:
     """Writes this rank's pieces within this process.
 
     megatron's own strategy forks writers, which can inherit a held lock from a data-loading thread and then
-    never return; torch's writer produces the same files with threads, and its failures reach all ranks.
+    never return; torch's writer produces the same files in this thread, and its failures reach all ranks.
     """
     by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(pieces, keep_only_main_replica=True)
     torch_checkpoint.save(
         mcore_to_pyt_state_dict(by_key),
-        storage_writer=torch_checkpoint.FileSystemWriter(folder, thread_count=2),
+        # One thread: what another raises is printed and lost, and a checkpoint without its pieces passes for complete.
+        # No sync by torch: it comes before the last bytes leave Python's buffer.
+        storage_writer=torch_checkpoint.FileSystemWriter(folder, thread_count=1, sync_files=False),
         planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
     )
+    for shard in folder.glob(f"__{dist.get_rank()}_*{SHARD_SUFFIX}"):
+        with open(shard, "rb") as file:
+            os.fsync(file.fileno())
 
 
-def _write_common(common: dict[str, Any], folder: Path) -> None:
-    torch.save(common, folder / COMMON_STATE_FNAME)
+def _write_common(folder: Path) -> None:
+    # Empty, but megatron reads no folder without it; what is no tensor is in the caller's own files.
+    torch.save({}, folder / COMMON_STATE_FNAME)
     # Last of all files: without it megatron and `_read_entries` take the folder for no checkpoint.
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
@@ -210,10 +204,6 @@ def _reason(error: BaseException) -> str:
         error = next(iter(failures.values()))[0]
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-
-def _without_pieces(loaded: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in loaded.items() if not isinstance(value, torch.Tensor)}
 
 
 def _section(key: str) -> str:

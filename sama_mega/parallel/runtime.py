@@ -64,6 +64,38 @@ class ParallelContext:
     groups: ProcessGroupCollection
 
     @property
+    def sequence_shards(self) -> int:
+        """Ranks that share one sample's tokens between the matrices; 1 when each holds all of them."""
+        return self.layout.context * (self.layout.tensor if self.layout.sequence else 1)
+
+    @property
+    def sequence_shard(self) -> int:
+        """This rank's place among them, in token order."""
+        if not self.layout.sequence:
+            return self.context_rank
+        return self.context_rank * self.layout.tensor + self.tensor_rank
+
+    @property
+    def sequence_group(self) -> dist.ProcessGroup:
+        """The ranks that share one sample's tokens; only to be asked for when there are several."""
+        assert self.layout.sequence and self.layout.context == 1, self.layout
+        return self.tensor_group
+
+    @property
+    def reports_samples(self) -> bool:
+        """Whether this rank, of all those that work on a sample, reports what they all know of it."""
+        return self.tensor_rank == 0 and self.context_rank == 0 and self._is_last_stage
+
+    @property
+    def reports_token_shares(self) -> bool:
+        """Whether this rank reports its part of a sum over a sample's tokens; the parts of all such ranks sum up."""
+        return (self.layout.sequence or self.tensor_rank == 0) and self._is_last_stage
+
+    @property
+    def _is_last_stage(self) -> bool:
+        return self.pipeline_rank == self.layout.pipeline - 1
+
+    @property
     def is_first_rank(self) -> bool:
         """Whether this is the rank that prints, logs and writes run files."""
         return self.rank == 0
@@ -91,10 +123,11 @@ def start_parallel(
     environment = read_rank_environment(os.environ if environ is None else environ)
     layout = resolve_layout(recipe, environment.world_size)
     backend = _choose_backend(os.environ if environ is None else environ)
+    # One hardware queue: megatron's overlap of tensor-parallel messages with matmuls relies on issue order. CUDA reads
+    # it when a device is first chosen.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = _choose_device(environment, backend)
     install_cpu_shim()
-    # One hardware queue: megatron's overlap of tensor-parallel messages with matmuls relies on issue order.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     _join_world(environment, backend, timeout_seconds)
     return form_groups(layout, device, seed=recipe.train.seed, timeout_seconds=timeout_seconds)
 

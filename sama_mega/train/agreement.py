@@ -1,45 +1,95 @@
-"""Makes sure that the ranks which share a sample really hold the same one."""
+"""Makes sure that ranks agree: on what they run, on the samples they share, and on stopping when one of them fails."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 import torch.distributed as dist
 
+from sama_data.dataset import Dataset
 from sama_data.errors import DataError
 from sama_data.loader import StepSamples
+from sama_mega.config import recipe_to_yaml
+from sama_mega.config.errors import ConfigError
+from sama_mega.config.schema import Recipe
+from sama_mega.parallel.collectives import gather_objects
 from sama_mega.parallel.runtime import ParallelContext
 
 
-def agreeing_batches(batches: Iterator[StepSamples], context: ParallelContext) -> Iterator[StepSamples]:
-    """Passes batches on, after comparing them within the model-parallel group.
+def require_same_everywhere(recipe: Recipe, dataset: Dataset, context: ParallelContext) -> None:
+    """Compares the recipe and the manifest's rows of all ranks, once.
 
-    Ranks of one group decode the same files on their own. A read error on one of them alone would give it a stand-in,
-    and the group would train on a mixture without noticing, or hang on unequal shapes.
+    Raises:
+        ConfigError: On every rank, when one of them differs from rank 0's.
+    """
+    if context.world_size == 1:
+        return
+    mine = {"recipe": _digest(recipe_to_yaml(recipe).encode()), "manifest": dataset.digest()}
+    for rank, theirs in enumerate(gather_objects(mine, context.world_group)):
+        if rank == 0:
+            expected = theirs
+        different = [name for name in expected if theirs[name] != expected[name]]
+        if different:
+            raise ConfigError(
+                f"rank {rank} has another {different[0]} than rank 0: every node must see the same files and arguments"
+            )
+
+
+def agreeing_batches(batches: Iterator[StepSamples], context: ParallelContext) -> Generator[StepSamples]:
+    """Passes batches on, after making sure that no rank failed to read its own and that shared ones are the same.
+
+    Ranks of one model-parallel group decode the same files on their own. A read error on one of them alone would give
+    it a stand-in, and the group would train on a mixture without noticing, or hang on unequal shapes. And a rank that
+    stops because its clips are bad must not leave the others waiting.
 
     Args:
         batches: This rank's.
         context: The running layout.
 
     Raises:
-        DataError: On every rank of the group, when samples differ.
+        DataError: On every rank, when one failed or samples differ.
     """
-    for drawn in batches:
-        if context.model_group.size() > 1:
-            _require_agreement(drawn, context)
+    while True:
+        drawn, problem = None, None
+        try:
+            drawn = next(batches, None)
+        except DataError as error:
+            problem = str(error)
+        if context.world_size > 1:
+            problem = _agree(drawn, problem, context)
+        if problem is not None:
+            raise DataError(problem)
+        if drawn is None:
+            return
         yield drawn
 
 
-def _require_agreement(drawn: StepSamples, context: ParallelContext) -> None:
-    seen = ",".join(f"{sample.slot}:{sample.index}:{sample.epoch}" for sample in drawn.samples)
-    digest = int.from_bytes(hashlib.blake2b(seen.encode(), digest_size=7).digest(), "little")
+def _agree(drawn: StepSamples | None, problem: str | None, context: ParallelContext) -> str | None:
+    """The first rank's problem, on every rank; None when there is none."""
+    digest = _sample_digest(drawn)
+    # Largest and smallest digest of the model group in one message: they differ when any two do.
     extremes = torch.tensor([digest, -digest], dtype=torch.int64, device=context.device)
     dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=context.model_group)
-    largest, smallest = extremes[0].item(), -extremes[1].item()
-    if largest != smallest:
-        raise DataError(
-            f"step {drawn.step}: ranks of one model-parallel group read different samples: a file was readable on one"
-            " of them only; see quarantine.jsonl and check the storage of every node"
+    if problem is None and extremes[0].item() != -extremes[1].item():
+        problem = (
+            "ranks of one model-parallel group read different samples: a file was readable on one of them only; see"
+            " quarantine.jsonl and check the storage of every node"
         )
+    failed = torch.tensor([int(problem is not None)], device=context.device)
+    dist.all_reduce(failed, op=dist.ReduceOp.MAX, group=context.world_group)
+    if not failed.item():
+        return None
+    problems = gather_objects(problem, context.world_group)
+    # A rank that failed to read explains the disagreement of its group: its reason comes first.
+    return min((text for text in problems if text is not None), key=lambda text: text.startswith("ranks of one"))
+
+
+def _sample_digest(drawn: StepSamples | None) -> int:
+    seen = "" if drawn is None else ",".join(f"{one.slot}:{one.index}:{one.epoch}" for one in drawn.samples)
+    return int.from_bytes(hashlib.blake2b(seen.encode(), digest_size=7).digest(), "little")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

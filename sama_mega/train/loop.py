@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sama_data.dataset import Dataset
 from sama_data.loader import StepSamples
+from sama_mega.config.errors import UserError
 from sama_mega.config.schema import Recipe
 from sama_mega.train.hooks.base import EndReason, Hook
 from sama_mega.train.learning_rate import learning_rate_at
@@ -18,6 +19,10 @@ from sama_mega.train.state import TrainState
 from sama_mega.train.step import StepOutcome, TrainStep
 
 _log = logging.getLogger(__name__)
+
+
+class TrainingStalledError(UserError):
+    """The run takes no steps any more."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Loop:
         self._state = state
         self._train_step = train_step
         self._hooks = hooks
+        self._skipped_in_a_row = 0
 
     def run(self, batches: Iterator[StepSamples]) -> None:
         """Trains on every batch the iterator gives; hooks hear of the end whatever it is.
@@ -85,12 +91,23 @@ class Loop:
             recipe = self._run.recipe
             rate = learning_rate_at(self._state.step, self._run.total_steps, recipe.optimizer)
             outcome = self._train_step.run(drawn, rate)
+            self._count_skips(outcome)
             self._state.step += 1
             self._state.samples_seen += drawn.num_slots
             finished = time.perf_counter()
             report = self._report(drawn, outcome, rate, finished - started, data_ready - started)
             for hook in self._hooks:
                 hook.on_step_end(self._run, report)
+
+    def _count_skips(self, outcome: StepOutcome) -> None:
+        """Ends a run that no longer moves: the numbers are the same on every rank, so all end together."""
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if outcome.skipped else 0
+        limit = self._run.recipe.train.max_skipped_steps
+        if self._skipped_in_a_row >= limit:
+            raise TrainingStalledError(
+                f"{limit} steps in a row were skipped (train.max_skipped_steps), the last because {outcome.skipped}:"
+                " lower optimizer.learning_rate, raise the limits, or look at the newest samples"
+            )
 
     def _report(
         self,

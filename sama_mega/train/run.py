@@ -6,12 +6,15 @@ import logging
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from sama_data.dataset import Dataset
 from sama_data.errors import DataError
 from sama_data.loader import LoaderSettings, Quarantine, SampleLoader, StepSamples
 from sama_data.manifest import load_blend, load_manifest
+from sama_mega.checkpoint.folder import complete_checkpoints, resolve_checkpoint
+from sama_mega.checkpoint.same_course import require_same_course
 from sama_mega.config import recipe_to_yaml
 from sama_mega.config.errors import ConfigError, UserError
 from sama_mega.config.schema import Recipe
@@ -19,11 +22,10 @@ from sama_mega.encoders import Encoders, build_encoders
 from sama_mega.observe.environment import describe_environment
 from sama_mega.observe.log import RunLog
 from sama_mega.observe.progress import stderr_is_terminal
-from sama_mega.parallel.checkpoint_folder import complete_checkpoints, resolve_checkpoint
 from sama_mega.parallel.collectives import broadcast_object
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 from sama_mega.parallel.torch_settings import apply_torch_settings
-from sama_mega.train.agreement import agreeing_batches
+from sama_mega.train.agreement import agreeing_batches, require_same_everywhere
 from sama_mega.train.batch import Batcher
 from sama_mega.train.checkpoint import load_checkpoint, load_initial_weights
 from sama_mega.train.hooks.base import Hook
@@ -79,9 +81,8 @@ def train(recipe: Recipe) -> RunSummary:
     dataset = open_dataset(recipe)
     context = start_parallel(recipe)
     try:
-        folder, life = _open_run_folder(recipe, context)
-        with RunLog(folder.log_path if context.is_first_rank else None, draws_bar=stderr_is_terminal()):
-            return _train_in_folder(recipe, dataset, context, folder, life)
+        require_same_everywhere(recipe, dataset, context)
+        return _train_on_ranks(recipe, dataset, context)
     finally:
         stop_parallel()
 
@@ -90,77 +91,95 @@ def open_dataset(recipe: Recipe) -> Dataset:
     """Opens the recipe's manifest or blend.
 
     Raises:
-        ConfigError: The recipe names neither.
+        ConfigError: The recipe names neither, or raw clips for stage 1.
         DataError: A manifest is missing, empty or wrong.
     """
     if recipe.data.manifest is not None:
-        return load_manifest(recipe.data.manifest)
-    if not recipe.data.blend:
+        dataset = load_manifest(recipe.data.manifest)
+    elif recipe.data.blend:
+        dataset = load_blend([(entry.manifest, entry.weight) for entry in recipe.data.blend])
+    else:
         raise ConfigError("data.manifest is not set: name a manifest (data.manifest=PATH) or a data.blend")
-    return load_blend([(entry.manifest, entry.weight) for entry in recipe.data.blend])
+    num_raw = dataset.num_raw
+    if recipe.train.stage == 1 and num_raw:
+        raise ConfigError(
+            f"{dataset.name}: {num_raw} rows have no source: stage 1 trains on edits only; drop them, or use stage 0"
+        )
+    return dataset
 
 
-def _train_in_folder(
-    recipe: Recipe, dataset: Dataset, context: ParallelContext, folder: RunFolder, life: int
-) -> RunSummary:
+def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext) -> RunSummary:
+    """Checks everything that can be wrong before it writes anything: a life claimed in vain fences a healthy run."""
+    folder = RunFolder(recipe.train.run_folder)
     encoders = build_encoders(recipe, context.device)
-    state = build_train_state(recipe, context)
-    _restore(recipe, state, folder, context)
     loader = build_loader(recipe, dataset, context, folder)
-    batcher = Batcher(recipe, encoders, context.device)
-    run = Run(recipe, folder, context.is_first_rank, state.step, recipe.train.steps)
-    _announce(run, dataset, context, state)
-    loop = Loop(
-        run=run,
-        dataset=dataset,
-        state=state,
-        train_step=TrainStep(recipe, context, state, batcher),
-        hooks=_hooks(recipe, dataset, encoders, state, context, life),
-    )
-    with closing(_batches(loader, state.step, recipe.train.steps)) as batches:
-        loop.run(agreeing_batches(batches, context))
-    checkpoints = complete_checkpoints(folder.checkpoints)
-    summary = RunSummary(
-        run_folder=str(folder.root),
-        steps=state.step,
-        samples_seen=state.samples_seen,
-        checkpoint=str(checkpoints[-1]) if checkpoints else None,
-        num_quarantined=loader.health.num_bad,
-        num_truncated_prompts=batcher.num_truncated_prompts,
-    )
-    _report_losses_of_data(summary, folder)
+    _require_samples_for_every_rank(recipe, loader, context)
+    start = _find_start(recipe, folder, context)
+    state = build_train_state(recipe, context, initialize=start is None)
+    lines = _restore(recipe, start, state, context)
+    life = _from_first_rank(context, lambda: _claim_run_folder(recipe))
+    with RunLog(folder.log_path if context.is_first_rank else None, draws_bar=stderr_is_terminal()):
+        run = Run(recipe, folder, context.is_first_rank, state.step, recipe.train.steps)
+        _announce([*lines, _headline(run, dataset, loader, context, state)], context)
+        batcher = Batcher(recipe, encoders, context.device)
+        train_step = TrainStep(recipe, context, state, batcher)
+        hooks = _hooks(recipe, dataset, encoders, state, context, life)
+        loop = Loop(run, dataset, state, train_step, hooks)
+        with closing(_batches(loader, state.step, recipe.train.steps)) as batches:
+            loop.run(agreeing_batches(batches, context))
+        summary = _summarize(folder, state, loader, batcher)
+        _report_losses_of_data(summary, folder)
     return summary
 
 
-def _open_run_folder(recipe: Recipe, context: ParallelContext) -> tuple[RunFolder, int]:
-    """Makes the folder and claims a life number; a failure of rank 0 is raised on every rank."""
+def _find_start(recipe: Recipe, folder: RunFolder, context: ParallelContext) -> Path | None:
+    """The checkpoint to go on from: the run's own newest one, else the one whose weights the recipe names."""
 
-    def claim() -> int:
-        folder = RunFolder.create(recipe.train.run_folder)
-        environment = describe_environment()
-        details = {key: environment[key] for key in ("hostname", "process_id", "command")}
-        life = folder.start_life(details)
-        folder.write_recipe(recipe_to_yaml(recipe))
-        folder.write_environment(environment)
-        return life
+    def find() -> Path | None:
+        own = complete_checkpoints(folder.checkpoints)
+        if own and not recipe.checkpoint.resume:
+            raise ConfigError(
+                f"checkpoint.resume is false, but {folder.root} holds {own[-1].name}: choose another train.run_folder,"
+                " or move its checkpoints away"
+            )
+        if own:
+            return own[-1]
+        init_from = recipe.checkpoint.init_from
+        return None if init_from is None else resolve_checkpoint(init_from)
 
-    life = _from_first_rank(context, claim)
-    return RunFolder(recipe.train.run_folder), life
+    return _from_first_rank(context, find)
 
 
-def _restore(recipe: Recipe, state: TrainState, folder: RunFolder, context: ParallelContext) -> None:
-    """Resumes, or starts from other weights, or from fresh ones; says which."""
-    found = complete_checkpoints(folder.checkpoints) if recipe.checkpoint.resume else []
-    newest = broadcast_object(found[-1] if found else None, context.world_group)
-    if newest is not None:
-        load_checkpoint(newest, state, context)
-        _say(context, f"resumed {newest} at step {state.step}")
-    elif recipe.checkpoint.init_from is not None:
-        start = resolve_checkpoint(recipe.checkpoint.init_from)
+def _restore(recipe: Recipe, start: Path | None, state: TrainState, context: ParallelContext) -> list[str]:
+    """Fills the state from a checkpoint; returns what to say about it."""
+    if start is None:
+        return ["started from random weights (checkpoint.init_from is null)"]
+    if start.parent != RunFolder(recipe.train.run_folder).checkpoints:
         load_initial_weights(start, recipe.checkpoint.init_weights, state)
-        _say(context, f"started from the {recipe.checkpoint.init_weights} weights of {start}")
-    else:
-        _say(context, "started from random weights (checkpoint.init_from is null)")
+        return [f"started from the {recipe.checkpoint.init_weights} weights of {start}"]
+    changed = require_same_course(start, recipe)
+    load_checkpoint(start, state, context)
+    return [f"resumed {start} at step {state.step}", *(f"changed since then: {line}" for line in changed)]
+
+
+def _claim_run_folder(recipe: Recipe) -> int:
+    """Makes the run folder, writes what is known at the start, and claims a life number."""
+    folder = RunFolder.create(recipe.train.run_folder)
+    environment = describe_environment()
+    life = folder.start_life({key: environment[key] for key in ("hostname", "process_id", "command")})
+    folder.write_recipe(recipe_to_yaml(recipe))
+    folder.write_environment(environment)
+    return life
+
+
+def _require_samples_for_every_rank(recipe: Recipe, loader: SampleLoader, context: ParallelContext) -> None:
+    """Megatron's overlap hangs where a data rank has nothing to differentiate."""
+    overlaps = recipe.parallel.overlap_grad_reduce or recipe.parallel.overlap_param_gather
+    if overlaps and loader.num_slots < context.layout.data:
+        raise ConfigError(
+            f"a step has {loader.num_slots} samples for {context.layout.data} data ranks: with"
+            " parallel.overlap_grad_reduce or overlap_param_gather every rank needs one; raise data.images_per_step or videos_per_step"
+        )
 
 
 def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, folder: RunFolder) -> SampleLoader:
@@ -205,13 +224,31 @@ def _batches(loader: SampleLoader, start_step: int, total_steps: int) -> Generat
     yield from loader.prefetching(start_step, max(0, total_steps - start_step))
 
 
-def _announce(run: Run, dataset: Dataset, context: ParallelContext, state: TrainState) -> None:
+def _headline(run: Run, dataset: Dataset, loader: SampleLoader, context: ParallelContext, state: TrainState) -> str:
     num_parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    _say(
-        context,
-        f"stage {run.recipe.train.stage}: steps {run.start_step}..{run.total_steps}, {context.layout.describe()},"
-        f" {num_parameters:,} parameters a rank, {len(dataset):,} samples in {dataset.name}; run folder"
-        f" {run.folder.root}",
+    num_videos = loader.num_slots - loader.num_image_slots
+    return (
+        f"stage {run.recipe.train.stage}: steps {run.start_step}..{run.total_steps} of"
+        f" {loader.num_image_slots} images and {num_videos} videos, {context.layout.describe()}, {num_parameters:,} parameters a rank, {len(dataset):,}"
+        f" samples in {dataset.name}; run folder {run.folder.root}"
+    )
+
+
+def _announce(lines: list[str], context: ParallelContext) -> None:
+    if context.is_first_rank:
+        for line in lines:
+            _log.info("%s", line)
+
+
+def _summarize(folder: RunFolder, state: TrainState, loader: SampleLoader, batcher: Batcher) -> RunSummary:
+    checkpoints = complete_checkpoints(folder.checkpoints)
+    return RunSummary(
+        run_folder=str(folder.root),
+        steps=state.step,
+        samples_seen=state.samples_seen,
+        checkpoint=str(checkpoints[-1]) if checkpoints else None,
+        num_quarantined=loader.health.num_bad,
+        num_truncated_prompts=batcher.num_truncated_prompts,
     )
 
 
@@ -222,21 +259,15 @@ def _report_losses_of_data(summary: RunSummary, folder: RunFolder) -> None:
         _log.warning("%d prompts were longer than model.text_length and cut", summary.num_truncated_prompts)
 
 
-def _say(context: ParallelContext, line: str) -> None:
-    if context.is_first_rank:
-        _log.info("%s", line)
-
-
 def _from_first_rank(context: ParallelContext, work: Callable[[], Result]) -> Result:
-    """Runs work on rank 0; every rank gets its result or its user error."""
-    result: Result | UserError | DataError | None = None
+    """Runs work on rank 0; every rank gets its result, or its error if the user is at fault."""
+    outcome: tuple[Result | None, Exception | None] = (None, None)
     if context.is_first_rank:
         try:
-            result = work()
+            outcome = (work(), None)
         except (UserError, DataError) as error:
-            result = error
-    result = broadcast_object(result, context.world_group)
-    if isinstance(result, UserError | DataError):
-        raise result
-    assert result is not None
-    return result
+            outcome = (None, error)
+    result, problem = broadcast_object(outcome, context.world_group)
+    if problem is not None:
+        raise problem
+    return result  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from sama_data.errors import DataError
 from sama_data.loader import StepSamples
 from sama_mega.config.schema import Recipe
 from sama_mega.parallel.collectives import all_reduce_in_place
@@ -24,7 +25,7 @@ from sama_mega.train.forward import SampleErrors
 TASKS = ("none", "cube", "speed", "tube", "edit")
 """Every task a sample can have, by the code that travels between ranks."""
 
-_FLOW_MATCHING, _SEMANTIC, _TIMESTEP, _SAMPLE_INDEX, _TASK, _TOKENS, _NUM_COLUMNS = range(7)
+_FLOW_MATCHING, _SEMANTIC, _TIMESTEP, _SAMPLE_INDEX, _TASK, _TOKENS, _FILLED, _NUM_COLUMNS = range(8)
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,10 @@ class SlotStatistics:
     def record(self, batch: MicroBatch, errors: SampleErrors, timesteps: Tensor, tokens_per_sample: int) -> None:
         """Notes one micro-batch's errors; nothing waits for the device."""
         slots = torch.tensor(batch.slots, device=self._table.device)
-        context = self._context
-        is_first_of_model = context.tensor_rank == 0 and context.context_rank == 0
-        if is_first_of_model or context.layout.sequence:
+        if self._context.reports_token_shares:
             self._table[_SEMANTIC, slots] = errors.semantic_share.detach().double()
-        if is_first_of_model:
+        if self._context.reports_samples:
+            self._table[_FILLED, slots] += 1
             self._table[_FLOW_MATCHING, slots] = errors.flow_matching.detach().double()
             self._table[_TIMESTEP, slots] = timesteps.double()
             self._table[_SAMPLE_INDEX, slots] = self._row(batch.sample_indices)
@@ -103,9 +103,19 @@ class SlotStatistics:
             self._table[_TOKENS, slots] = tokens_per_sample
 
     def reduce(self) -> StepLosses:
-        """Sums over all ranks and averages in slot order; the step's one wait for the device."""
+        """Sums over all ranks and averages in slot order; waits for the device.
+
+        Raises:
+            DataError: On every rank, when a slot was trained by no rank or by several.
+        """
         all_reduce_in_place(self._table, self._context.world_group)
-        flow_matching, semantic, timesteps, indices, tasks, tokens = self._table.tolist()
+        flow_matching, semantic, timesteps, indices, tasks, tokens, filled = self._table.tolist()
+        wrong = [slot for slot, count in enumerate(filled) if count != 1]
+        if wrong:
+            raise DataError(
+                f"slot {wrong[0]} of the step was trained by {filled[wrong[0]]:.0f} ranks instead of one: the ranks"
+                " deal samples differently; make the manifest the same file on every node"
+            )
         mean_flow_matching = self._weighted_mean(flow_matching)
         mean_semantic = self._weighted_mean(semantic)
         return StepLosses(

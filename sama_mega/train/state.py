@@ -31,14 +31,15 @@ class TrainState:
     samples_seen: int = 0
 
 
-def build_train_state(recipe: Recipe, context: ParallelContext) -> TrainState:
-    """Builds a run's state with fresh weights.
+def build_train_state(recipe: Recipe, context: ParallelContext, *, initialize: bool) -> TrainState:
+    """Builds a run's state.
 
     Args:
         recipe: The whole recipe.
         context: The running layout.
+        initialize: Whether to draw fresh weights; False when a checkpoint fills them.
     """
-    module = build_model(recipe, context)
+    module = build_model(recipe, context, initialize=initialize)
     model = wrap_data_parallel(recipe, module, module.config, context)
     optimizer = build_optimizer(recipe, model, context)
     average = WeightAverage(optimizer, recipe.optimizer.ema_decay, recipe.optimizer.ema_ramp)

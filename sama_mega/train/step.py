@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sama_data.loader import StepSamples
+from torch import Tensor
+
+from sama_data.loader import Sample, StepSamples
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.losses import sama_loss
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
 from sama_mega.parallel.data_parallel import finalize_gradients
 from sama_mega.parallel.runtime import ParallelContext
+from sama_mega.parallel.schedule import run_forward_backward
 from sama_mega.train.batch import Batcher, group_by_shape
 from sama_mega.train.forward import count_tokens, forward_errors, noise_micro_batch
 from sama_mega.train.slots import SlotStatistics, StepLosses
@@ -68,24 +71,19 @@ class TrainStep:
             Losses over the global batch and what the optimizer did. Model, optimizer and average are mutated.
         """
         model, optimizer = self._state.model, self._state.optimizer
-        optimizer.zero_grad()
         statistics = SlotStatistics(drawn, self._recipe, self._context)
-        groups = group_by_shape(drawn.samples, self._recipe)
-        for position, group in enumerate(groups):
-            batch = self._batcher.encode(group)
+
+        def forward_step(samples: Sequence[Sample]) -> Tensor:
+            batch = self._batcher.encode(samples)
             noised = noise_micro_batch(batch, self._schedule, self._recipe)
-            more_to_come = position < len(groups) - 1
-            with model.no_sync() if more_to_come else nullcontext():
-                errors = forward_errors(model, noised, self._recipe.kernels.ops)
-                share = sama_loss(
-                    errors.flow_matching,
-                    errors.semantic_share,
-                    batch.weights,
-                    statistics.total_weight,
-                    self._recipe.anchor.weight,
-                )
-                share.total.backward()
+            errors = forward_errors(model, noised, self._recipe.kernels.ops)
             statistics.record(batch, errors, noised.timesteps, count_tokens(noised, self._recipe))
+            weight = self._recipe.anchor.weight
+            flow_matching, semantic = errors.flow_matching, errors.semantic_share
+            return sama_loss(flow_matching, semantic, batch.weights, statistics.total_weight, weight).total
+
+        optimizer.zero_grad()
+        run_forward_backward(model, group_by_shape(drawn.samples, self._recipe), forward_step)
         finalize_gradients(model, self._context)
         losses = statistics.reduce()
         gradient_norm = optimizer.gradient_norm()

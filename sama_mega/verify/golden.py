@@ -28,7 +28,8 @@ from sama_mega.model.shards import gather_parameters, load_whole
 from sama_mega.parallel.collectives import all_reduce_in_place
 from sama_mega.parallel.data_parallel import finalize_gradients, wrap_data_parallel
 from sama_mega.parallel.runtime import ParallelContext
-from sama_mega.train.forward import NoisedBatch, forward_errors
+from sama_mega.parallel.schedule import run_forward_backward
+from sama_mega.train.forward import NoisedBatch, SampleErrors, forward_errors
 from sama_mega.verify.report import Check, compare
 
 OUTPUT_LIMIT = 1e-5
@@ -147,7 +148,7 @@ def check_schedule(golden: GoldenFolder) -> list[Check]:
 
 def check_model(golden: GoldenFolder, recipe: Recipe, context: ParallelContext) -> list[Check]:
     """Noising, outputs, losses, every gradient and guided sampling, as far as the folder has them."""
-    model = build_model(recipe, context)
+    model = build_model(recipe, context, initialize=False)
     names = [name for name, _ in model.named_parameters()]
     load_whole(model, from_released(golden.weights, names, recipe.model.num_heads), context)
     wrapped = wrap_data_parallel(recipe, model, model.config, context)
@@ -203,17 +204,21 @@ def _check_outputs(golden: GoldenFolder, model: SamaDiT, noised: NoisedBatch) ->
 def _check_losses_and_gradients(
     golden: GoldenFolder, recipe: Recipe, context: ParallelContext, wrapped: Any, noised: NoisedBatch
 ) -> list[Check]:
+    errors: list[SampleErrors] = []
+
+    def forward_step(batch: NoisedBatch) -> Tensor:
+        errors.append(forward_errors(wrapped, batch, recipe.kernels.ops))
+        flow_matching, semantic = errors[0].flow_matching, errors[0].semantic_share
+        weights = torch.ones_like(flow_matching)
+        return sama_loss(flow_matching, semantic, weights, weights.numel(), recipe.anchor.weight).total
+
     wrapped.zero_grad_buffer()
-    errors = forward_errors(wrapped, noised, recipe.kernels.ops)
-    batch = errors.flow_matching.shape[0]
-    weights = torch.ones_like(errors.flow_matching)
-    share = sama_loss(errors.flow_matching, errors.semantic_share, weights, batch, recipe.anchor.weight)
-    share.total.backward()
+    run_forward_backward(wrapped, [noised], forward_step)
     finalize_gradients(wrapped, context)
-    flow_matching = errors.flow_matching.detach().mean()
-    semantic = errors.semantic_share.detach().mean()
-    if context.layout.sequence:
-        all_reduce_in_place(semantic, context.tensor_group)
+    flow_matching = errors[0].flow_matching.detach().mean()
+    semantic = errors[0].semantic_share.detach().mean()
+    if context.sequence_shards > 1:
+        all_reduce_in_place(semantic, context.sequence_group)
     expected = {name: golden.inputs[name][0] for name in ("flow_matching_loss", "semantic_loss", "total_loss")}
     total = flow_matching + recipe.anchor.weight * semantic
     checks = [compare("flow_matching_loss", flow_matching, expected["flow_matching_loss"], OUTPUT_LIMIT)]

@@ -1,7 +1,7 @@
 """The model on two tensor-parallel ranks against one rank: outputs, loss shares, every gradient; planted bugs.
 
-Losses and gradients go through what `train` uses: `build_model`, megatron's DDP, `forward_errors`, `sama_loss`,
-`finalize_gradients`. Both ranks also compute the one-rank reference, with groups of one.
+Losses and gradients go through what `train` uses: `build_model`, megatron's DDP, `run_forward_backward`,
+`forward_errors`, `sama_loss`, `finalize_gradients`. Both ranks also compute the one-rank reference, with groups of one.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def run_model(recipe: Any, context: Any, case: Case) -> dict[str, Tensor]:
     from sama_mega.model.shards import gather_parameters, my_slice
     from sama_mega.parallel.collectives import all_reduce_in_place
     from sama_mega.parallel.data_parallel import finalize_gradients, wrap_data_parallel
-    from sama_mega.train.forward import forward_errors
+    from sama_mega.parallel.schedule import run_forward_backward
+    from sama_mega.train.forward import NoisedBatch, SampleErrors, forward_errors
 
     model = build_model(recipe, context)
     with torch.no_grad():
@@ -131,14 +132,18 @@ def run_model(recipe: Any, context: Any, case: Case) -> dict[str, Tensor]:
     if output.semantic_velocity is not None:
         found["semantic_velocity"] = output.semantic_velocity
     wrapped = wrap_data_parallel(recipe, model, model.config, context)
+    errors: list[SampleErrors] = []
+
+    def forward_step(noised: NoisedBatch) -> Tensor:
+        errors.append(forward_errors(wrapped, noised, "auto"))
+        weights = torch.tensor([1.0, 0.5, 2.0])[: case.batch]
+        return sama_loss(errors[0].flow_matching, errors[0].semantic_share, weights, 7.0, SEMANTIC_WEIGHT).total
+
     wrapped.zero_grad_buffer()
-    errors = forward_errors(wrapped, batch, "auto")
-    weights = torch.tensor([1.0, 0.5, 2.0])[: case.batch]
-    share = sama_loss(errors.flow_matching, errors.semantic_share, weights, 7.0, SEMANTIC_WEIGHT)
-    share.total.backward()
+    run_forward_backward(wrapped, [batch], forward_step)
     finalize_gradients(wrapped, context)
-    found["flow_matching_errors"] = errors.flow_matching.detach()
-    semantic = errors.semantic_share.detach().clone()
+    found["flow_matching_errors"] = errors[0].flow_matching.detach()
+    semantic = errors[0].semantic_share.detach().clone()
     if context.layout.sequence:
         all_reduce_in_place(semantic, context.tensor_group)
     found["semantic_errors"] = semantic
@@ -343,7 +348,11 @@ def test_cases_meet_every_way_of_cutting() -> None:
         (
             "output gradient not cut to the rank's tokens",
             "sequence parallel",
-            {"grad head.head.weight", "grad blocks.0.self_attn.linear_qkv.weight", "grad text_embedding.linear_in.weight"},
+            {
+                "grad head.head.weight",
+                "grad blocks.0.self_attn.linear_qkv.weight",
+                "grad text_embedding.linear_in.weight",
+            },
         ),
     ],
 )

@@ -124,8 +124,8 @@ def test_verify_checks_the_model_that_train_builds(golden_root: Path, monkeypatc
     assert sama_mega.verify.golden.build_model is build_model
     built = []
 
-    def spy(*arguments: Any) -> Any:
-        built.append(build_model(*arguments))
+    def spy(*arguments: Any, **options: Any) -> Any:
+        built.append(build_model(*arguments, **options))
         return built[-1]
 
     monkeypatch.setattr(sama_mega.verify.golden, "build_model", spy)
@@ -133,7 +133,9 @@ def test_verify_checks_the_model_that_train_builds(golden_root: Path, monkeypatc
     assert len(built) == 1
     # The one that was built is the one that was run and differentiated.
     gradients = {name: parameter.main_grad for name, parameter in built[0].named_parameters()}
-    without = {released for name, gradient in gradients.items() if not gradient.any() for released in released_names(name)}
+    without = {
+        released for name, gradient in gradients.items() if not gradient.any() for released in released_names(name)
+    }
     assert without == set(read_golden(golden_root / "text_to_video_tiny").config["no_grad"])
 
 

@@ -145,3 +145,12 @@ def wait_until(
         assert all(process.poll() is None for process in processes), "a process ended before it could be killed"
         assert time.monotonic() < deadline, f"did not happen within {timeout_seconds:g} s"
         time.sleep(POLL_SECONDS)
+
+
+def call_main(*arguments: object) -> int:
+    """Runs a command in this process; returns its exit status."""
+    from sama_mega.__main__ import main
+
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return int(caught.value.code or 0)

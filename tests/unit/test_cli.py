@@ -77,7 +77,8 @@ def test_every_command_has_help(arguments: list[str], capsys: pytest.CaptureFixt
         ["verify", "--golden", "folder", "--tp", "0"],
         ["verify", "--golden", "folder", "--kernels", "cuda"],
         ["edit", "checkpoint", "clip.mp4", "make it red"],
-        ["evaluate", "checkpoint"],
+        ["evaluate"],
+        ["evaluate", "checkpoint", "synthetic", "more"],
     ],
 )
 def test_usage_errors_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,6 +141,11 @@ def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert status_of("edit", "run", "clip.mp4", "make it red", "--out", "o.mp4", "--weights", "model") == 0
     assert (received["steps"], received["guidance"], received["seed"]) == (None, None, 1)
     assert (received["weights"], received["max_frames"], received["out"]) == ("model", 81, Path("o.mp4"))
+    received = stand_in(monkeypatch, "evaluate", 0)
+    assert status_of("evaluate", "run") == 0
+    assert (received["checkpoint"], received["suite"]) == (Path("run"), "synthetic")
+    assert status_of("evaluate", "run", "other") == 0
+    assert received["suite"] == "other"
     received = stand_in(monkeypatch, "data", 0)
     assert (
         status_of("data", "synth", "--out", "w", "--videos", "3", "--kind", "recolour", "--kind", "add") == 0

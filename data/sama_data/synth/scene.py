@@ -51,7 +51,7 @@ class Scene:
 def draw_background(rng: np.random.Generator, spec: WorldSpec) -> Background:
     """Draws a textured background and the camera's speed."""
     colour = str(rng.choice(list(BACKGROUND_COLOURS)))
-    base = np.asarray(BACKGROUND_COLOURS[colour]) * rng.uniform(0.85, 1.15) + rng.uniform(-0.06, 0.06, size=3)
+    base = np.asarray(BACKGROUND_COLOURS[colour]) * rng.uniform(0.9, 1.1) + rng.uniform(-0.04, 0.04, size=3)
     count = 3
     speed, heading = rng.uniform(*spec.pan_speed) * spec.scale, rng.uniform(0, 2 * np.pi)
     wavelength = rng.uniform(*spec.texture_wavelength, size=count) * spec.scale

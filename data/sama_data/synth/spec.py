@@ -23,11 +23,11 @@ SHAPE_COLOURS: dict[str, tuple[float, float, float]] = {
 # Other words than the shapes', and calmer colours: an object stays visible on every background.
 BACKGROUND_COLOURS: dict[str, tuple[float, float, float]] = {
     "gray": (0.50, 0.50, 0.50),
-    "navy": (0.17, 0.20, 0.42),
-    "brown": (0.48, 0.32, 0.20),
-    "olive": (0.42, 0.47, 0.20),
-    "lavender": (0.64, 0.58, 0.80),
-    "beige": (0.80, 0.72, 0.56),
+    "navy": (0.26, 0.30, 0.52),
+    "brown": (0.52, 0.39, 0.29),
+    "olive": (0.44, 0.50, 0.27),
+    "lavender": (0.62, 0.57, 0.75),
+    "beige": (0.70, 0.63, 0.49),
 }
 
 SHAPE_NAMES: tuple[str, ...] = ("circle", "square", "triangle", "cross", "bar")
@@ -63,11 +63,11 @@ class WorldSpec:
     max_shapes: int = 3
     radius: tuple[float, float] = (11.0, 14.0)
     shape_speed: float = 0.7  # pixels a frame at most, along each axis
-    pan_speed: tuple[float, float] = (2.0, 3.5)  # pixels a frame
+    pan_speed: tuple[float, float] = (1.5, 2.8)  # pixels a frame
     texture_wavelength: tuple[float, float] = (36.0, 72.0)
-    texture_amplitude: float = 0.18
+    texture_amplitude: float = 0.14
     shape_texture: float = 0.08
-    vignette: float = 0.35  # how much darker the corners are: the only hint of an absolute position
+    vignette: float = 0.30  # how much darker the corners are: the only hint of an absolute position
     add_offset: float = 32.0
     kind_weights: dict[str, float] = field(default_factory=default_kind_weights)
 

@@ -34,7 +34,7 @@ def semantic_head(
 
     Source: SAMA section 3.3; ``SemanticDiffusionHead`` in Cynthiazxy123/SAMA@5c6bb5b.
     """
-    choose_backend("semantic_head", backend)
+    choose_backend("semantic_loss", backend)
     return semantic_head_reference(hidden, norm_weight, norm_bias, weight, bias, eps)
 
 

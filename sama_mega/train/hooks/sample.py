@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sama_data.clips import load_clip
 from sama_data.dataset import Dataset
 from sama_data.errors import ClipError
-from sama_data.pretext import identity_plan, plan_pretext
-from sama_data.samples import make_prompt
+from sama_data.pretext import plan_for
+from sama_data.prompts import make_prompt
 from sama_kernels.pretext import pretext
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import Encoders
 from sama_mega.inference.editor import Editor, SamplingSettings, frames_from_pixels
 from sama_mega.inference.pictures import before_after_picture, write_video
+from sama_mega.parallel.collectives import broadcast_object
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.hooks.base import Hook, Run
 from sama_mega.train.report import StepReport
@@ -28,15 +32,27 @@ MAX_SAMPLING_STEPS = 12
 """A look at the run, not a final edit: the time it takes is bounded."""
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What the ranks must know of a decoded row: its source's frames, unperturbed, and their rate."""
+
+    frames: NDArray[np.uint8]
+    fps: float | None
+
+
 class SampleHook(Hook):
     """Every `train.sample_every` steps and after the last one, edits the manifest's first good videos.
+
+    All ranks sample the same clips, since putting the averaged weights into the model and running it take all of
+    them. What only one rank can meet, a clip that does not decode or a picture that cannot be written, stays on rank
+    0 and never ends the run.
 
     Args:
         recipe: The whole recipe.
         dataset: Where the clips come from.
         encoders: Frozen encoders.
         state: Its averaged weights are used.
-        context: The running layout; every rank takes part, rank 0 writes.
+        context: The running layout; rank 0 decodes and writes.
     """
 
     def __init__(
@@ -62,15 +78,15 @@ class SampleHook(Hook):
                 self._sample(run, report.step)
 
     def _sample(self, run: Run, step: int) -> None:
-        written = 0
+        sampled = 0
         for index in self._candidates():
-            try:
-                self._edit_one(run, step, index, written)
-            except ClipError as error:
-                _log.info("sample of row %d skipped: %s", index, error)
+            # None on every rank alike: a rank that skipped alone would leave the others waiting for it.
+            source = broadcast_object(self._decoded_on_first_rank(index), self._context.world_group)
+            if source is None:
                 continue
-            written += 1
-            if written == run.recipe.train.num_samples:
+            self._edit_one(run, f"step-{step:08d}-{sampled}", index, source)
+            sampled += 1
+            if sampled == run.recipe.train.num_samples:
                 return
 
     def _candidates(self) -> list[int]:
@@ -78,25 +94,34 @@ class SampleHook(Hook):
         videos, images = (self._dataset.indices_of(kind).tolist() for kind in ("video", "image"))
         return (videos + images)[: 4 * self._recipe.train.num_samples]
 
-    def _edit_one(self, run: Run, step: int, index: int, number: int) -> None:
+    def _decoded_on_first_rank(self, index: int) -> _Source | None:
+        """A row's source; None on other ranks, and where it cannot be decoded."""
+        if not self._context.is_first_rank:
+            return None
+        data = self._recipe.data
+        try:
+            clip = load_clip(self._dataset[index], data.buckets, data.max_frames, data.decode_threads)
+        except ClipError as error:
+            _log.info("sample of row %d skipped: %s", index, error)
+            return None
+        return _Source(clip.source, clip.fps)
+
+    def _edit_one(self, run: Run, name: str, index: int, source: _Source) -> None:
         recipe, row = self._recipe, self._dataset[index]
-        clip = load_clip(row, recipe.data.buckets, recipe.data.max_frames, recipe.data.decode_threads)
-        num_frames, height, width = clip.target.shape[:3]
-        if row.is_edit:
-            plan = identity_plan(num_frames, "edit")
-        elif row.kind == "image":
-            plan = identity_plan(num_frames)
-        else:
-            plan = plan_pretext(recipe.motion, recipe.train.seed, row.sample_id, 0, num_frames, height, width)
+        num_frames, height, width = source.frames.shape[:3]
+        plan = plan_for(row, num_frames, height, width, recipe.motion, recipe.train.seed, epoch=0)
         prompt, _ = make_prompt(row, plan)
-        source = pretext(torch.from_numpy(clip.source), plan.frame_indices, plan.tube_order)
+        perturbed = pretext(torch.from_numpy(source.frames), plan.frame_indices, plan.tube_order)
         steps = min(recipe.diffusion.sampling_steps, MAX_SAMPLING_STEPS)
         settings = SamplingSettings(steps, recipe.diffusion.guidance, recipe.train.seed)
-        edited = self._editor.edit(source[None], [prompt], settings, num_frames=num_frames)
+        edited = self._editor.edit(perturbed[None], [prompt], settings, num_frames=num_frames)
         if not run.is_main:
             return
-        frames = frames_from_pixels(edited[0]).numpy()
-        stem = run.folder.samples / f"step-{step:08d}-{number}"
-        before_after_picture(frames_from_pixels(source).numpy(), frames, stem.with_suffix(".png"), title=prompt)
-        if num_frames > 1:
-            write_video(stem.with_suffix(".mp4"), frames, clip.fps or DEFAULT_FPS)
+        shown, frames = frames_from_pixels(perturbed).numpy(), frames_from_pixels(edited[0]).numpy()
+        path = run.folder.samples / f"{name}.png"
+        try:
+            before_after_picture(shown, frames, path, title=prompt)
+            if num_frames > 1:
+                write_video(path.with_suffix(".mp4"), frames, source.fps or DEFAULT_FPS)
+        except OSError as error:
+            _log.warning("sample %s cannot be written: %s", path, error.strerror or error)

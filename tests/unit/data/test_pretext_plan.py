@@ -7,13 +7,15 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sama_data.pretext import PROMPT_TOKENS, Motion, PretextPlan, identity_plan, plan_pretext
+from sama_data.pretext import PROMPT_TOKENS, Motion, PretextPlan, identity_plan, plan_for, plan_pretext
+from sama_data.rows import Row
 
 CUBE = Motion(none=0, cube=1, speed=0, tube=0)
 SPEED = Motion(none=0, cube=0, speed=1, tube=0)
@@ -192,3 +194,20 @@ def test_the_kernel_applies_plans_as_the_oracle_does(make_frames):
         given_frames = torch.from_numpy(frames[:num_frames].copy())
         result = pretext(given_frames, plan.frame_indices, plan.tube_order, torch.float32)
         np.testing.assert_allclose(result.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "task"), [("image", "a.png", "edit"), ("video", "a.mp4", "edit"), ("image", None, "none")]
+)
+def test_edits_and_pictures_are_left_as_they_are(kind, source, task):
+    """Clips long enough for every task, so that a plan drawn by mistake would show."""
+    row = Row(0, "name", kind, source and Path(source), Path("b"), "text")
+    plans = [plan_for(row, 17, 64, 64, Motion(none=0), 0, epoch) for epoch in range(8)]
+    assert plans == [PretextPlan(task, tuple(range(17)), None, "")] * 8
+
+
+def test_a_raw_clip_gets_its_own_plan_of_its_epoch():
+    row = Row(5, "name", "video", None, Path("b.mp4"), "text")
+    plans = [plan_for(row, 17, 48, 64, TUBE, 3, epoch) for epoch in range(8)]
+    assert plans == [plan_pretext(TUBE, 3, "name", epoch, 17, 48, 64) for epoch in range(8)]
+    assert len(set(plans)) > 1

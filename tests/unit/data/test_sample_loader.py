@@ -144,7 +144,7 @@ def samples_by_id(loader: SampleLoader, steps: int = 6) -> dict:
 def test_edits(world, tmp_path, measure_psnr, make_frames):
     samples = samples_by_id(make_loader(world, tmp_path))
     video = samples["target3.mp4"]
-    assert (video.kind, video.task, video.edit_task, video.fps) == ("video", "edit", "style", 16.0)
+    assert (video.kind, video.task) == ("video", "edit")
     assert (video.prompt, video.prompt_prefix) == ("[Video edit] Invert 3.", "[Video edit]")
     assert video.plan.frame_indices == tuple(range(9))
     assert video.plan.tube_order is None
@@ -152,7 +152,7 @@ def test_edits(world, tmp_path, measure_psnr, make_frames):
     assert measure_psnr(video.source_frames, make_frames(9, 32, 32, seed=3)) > 26
     assert measure_psnr(video.source_frames, 255 - video.target_frames) > 26
     image = samples["after2.png"]
-    assert (image.kind, image.task, image.edit_task, image.fps) == ("image", "edit", None, None)
+    assert (image.kind, image.task) == ("image", "edit")
     assert (image.prompt, image.prompt_prefix) == ("[Image edit] Turn 2.", "[Image edit]")
     np.testing.assert_array_equal(image.source_frames, make_frames(1, 32, 32, seed=42))
     np.testing.assert_array_equal(image.target_frames, 255 - image.source_frames)
@@ -167,7 +167,6 @@ def test_raw_clips_get_a_plan_and_its_token(world, tmp_path):
                 continue
             assert sample.source_frames is sample.target_frames
             assert sample.target_frames.shape == (17, 32, 48, 3)  # 18 frames, cut to 4k+1; the wide bucket
-            assert sample.fps == 12.0
             plan = plan_pretext(Motion(), 11, sample.sample_id, sample.epoch, 17, 32, 48)
             assert sample.plan == plan
             assert sample.task == plan.task
@@ -250,15 +249,14 @@ def test_bad_clips_are_replaced_the_same_way_everywhere(world, tmp_path):
     for step in range(4):
         before = good.step(step).samples
         after = alone.step(step)
-        num_replaced += after.num_replaced
         shared = [part.step(step) for part in ranks]
-        assert sum(part.num_replaced for part in shared) == after.num_replaced
         together = sorted((contents(sample) for part in shared for sample in part.samples), key=lambda item: item[0])
         assert together == [contents(sample) for sample in after.samples]
         for old, new in zip(before, after.samples, strict=True):
             assert new.sample_id not in bad
             assert new.kind == old.kind
             assert new.slot == old.slot
+            num_replaced += old.sample_id in bad
             if old.sample_id not in bad:
                 assert contents(new) == contents(old)
     # A loader that starts late, knowing nothing of the bad ones, draws the same stand-ins.

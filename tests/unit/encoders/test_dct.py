@@ -95,7 +95,8 @@ def test_latents_have_unit_variance_on_average() -> None:
     std = torch.tensor(CHANNEL_STD)
     variance = (std * whitening_scale(std)).square()
     assert abs(float(variance.mean()) - 1.0) < 1e-4
-    assert variance.max() / variance.min() == pytest.approx(float(std.max() / std.min()), rel=1e-4)
+    # Between no whitening (the ratio of variances) and full whitening (1).
+    assert 1.0 < variance.max() / variance.min() < float((std.max() / std.min()).square())
 
 
 def test_wrong_shapes_are_refused() -> None:

@@ -17,9 +17,7 @@ from sama_mega.inference.pictures import before_after_picture, grid_picture, wri
 def _clip(num_frames: int, height: int, width: int) -> np.ndarray:
     """Smooth colours that change with place and time."""
     t, y, x = np.mgrid[0:num_frames, 0:height, 0:width]
-    return np.stack([x * 255 // width, y * 255 // height, t * 255 // max(1, num_frames - 1)], -1).astype(
-        np.uint8
-    )
+    return np.stack([x * 255 // width, y * 255 // height, t * 255 // max(1, num_frames - 1)], -1).astype(np.uint8)
 
 
 def _read(path: Path) -> tuple[np.ndarray, Fraction]:
@@ -85,9 +83,7 @@ def test_a_failed_write_leaves_the_old_video(tmp_path: Path, monkeypatch: pytest
         (np.zeros((1, 8, 8, 3), np.uint8), "a.webm", 8, r"\.mp4"),
     ],
 )
-def test_impossible_videos_are_refused(
-    tmp_path: Path, frames: np.ndarray, name: str, fps: float, message: str
-) -> None:
+def test_impossible_videos_are_refused(tmp_path: Path, frames: np.ndarray, name: str, fps: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_video(tmp_path / name, frames, fps)
     assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sama_kernels.attention import BACKENDS, attention
+from sama_kernels.attention import attention
+from sama_kernels.dispatch import BUILT
 
+BACKENDS = BUILT["attention"]
 FLOAT32_LIMIT = 3e-6
 """Relative, L2."""
 BFLOAT16_ROUNDOFF = 2.0**-8

@@ -92,11 +92,14 @@ def make_upstream(given: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Gradients that arrive at q and at k, ``[B, S, h, D]``."""
     fused_q, fused_k = given[:2]
     return tuple(
-        normal(*fused[..., 0, :].transpose(0, 1).shape, seed=5 + index) for index, fused in enumerate((fused_q, fused_k))
+        normal(*fused[..., 0, :].transpose(0, 1).shape, seed=5 + index)
+        for index, fused in enumerate((fused_q, fused_k))
     )
 
 
-def run(function: Callable[..., tuple[Tensor, Tensor]], given: list[Tensor], upstream: tuple[Tensor, Tensor]) -> Results:
+def run(
+    function: Callable[..., tuple[Tensor, Tensor]], given: list[Tensor], upstream: tuple[Tensor, Tensor]
+) -> Results:
     fused_q, fused_k, q_weight, k_weight = (tensor.clone().requires_grad_() for tensor in given)
     outputs = function(fused_q.unbind(-2)[0], fused_k.unbind(-2)[0], q_weight, k_weight)
     torch.autograd.backward(outputs, [up.to(out.dtype) for up, out in zip(upstream, outputs, strict=True)])
@@ -112,9 +115,7 @@ def run_ours(
     sum_over_ranks: SumOverRanks | None = None,
 ) -> Results:
     return run(
-        lambda *inputs: qk_norm_rope(
-            *inputs, rope=rope, full_width=full_width, eps=EPS, sum_over_ranks=sum_over_ranks
-        ),
+        lambda *inputs: qk_norm_rope(*inputs, rope=rope, full_width=full_width, eps=EPS, sum_over_ranks=sum_over_ranks),
         given,
         upstream,
     )
@@ -165,12 +166,16 @@ def test_tables_of_every_head_dimension(head_dim: int) -> None:
 
 @pytest.mark.parametrize(
     ("source", "num_semantic", "offset", "zero"),
-    [((2, 3, 1), 5, 0, True), ((3, 1, 4), 5, 0, False), ((2, 3, 5), 1, 4, True), (None, 0, 0, True), (None, 3, 0, False)],
+    [
+        ((2, 5, 1), 5, 0, True),
+        ((3, 1, 4), 5, 0, False),
+        ((2, 3, 5), 1, 4, True),
+        (None, 0, 0, True),
+        (None, 3, 0, False),
+    ],
 )
 @pytest.mark.parametrize("head_dim", [32, 46, 128])
-def test_self_attention(
-    head_dim: int, source: Grid | None, num_semantic: int, offset: int, zero: bool
-) -> None:
+def test_self_attention(head_dim: int, source: Grid | None, num_semantic: int, offset: int, zero: bool) -> None:
     """q and k as self-attention makes them, for every kind of sequence: outputs and every gradient."""
     target = (4, 1, 3)
     rope = build_rope_tables(

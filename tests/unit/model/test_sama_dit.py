@@ -14,7 +14,7 @@ from torch import Tensor
 
 import sama_mega.model.block
 import sama_mega.model.heads
-from sama_mega.config import Recipe, build_recipe
+from sama_mega.config import ConfigError, Recipe, build_recipe
 from sama_mega.model import ModelOutput, SamaDiT, build_model
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 
@@ -243,3 +243,15 @@ def test_bfloat16_tells_close_timesteps_apart(context: ParallelContext) -> None:
         _, modulation = low.time_embedding(torch.tensor([999.25, 997.0]))
     assert modulation.dtype == torch.float32
     assert relative_error(modulation[0], modulation[1]) > 1e-3
+
+
+# --- kernels -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["ops", "attention"])
+def test_a_kernel_that_is_not_built_is_refused_before_any_forward(key: str, context: ParallelContext) -> None:
+    recipe = make_recipe()
+    kernels = recipe.kernels.model_copy(update={key: "no_such_kernel"})
+    with pytest.raises(ConfigError, match=rf"kernels\.{key} \(no_such_kernel\).*not built") as caught:
+        build_model(recipe.model_copy(update={"kernels": kernels}), context)
+    assert "\n" not in str(caught.value)

@@ -19,7 +19,7 @@ from sama_mega.train.agreement import agreeing_batches
 def step_of(*samples: tuple[int, int, int], step: int = 7) -> StepSamples:
     """(slot, row, epoch) of each sample."""
     read: list[Any] = [SimpleNamespace(slot=slot, index=index, epoch=epoch) for slot, index, epoch in samples]
-    return StepSamples(step=step, samples=read, num_slots=9, num_image_slots=0, num_replaced=0)
+    return StepSamples(step=step, samples=read, num_slots=9, num_image_slots=0)
 
 
 def context_of(ranks: int) -> Any:

@@ -31,13 +31,11 @@ def make_sample(slot: int, frames: int = 5, width: int = SIZE, **changes: Any) -
         "slot": slot,
         "kind": "video",
         "task": "none",
-        "edit_task": None,
         "source_frames": target,
         "target_frames": target,
         "plan": identity_plan(frames),
         "prompt": f"clip number {slot}",
         "prompt_prefix": "",
-        "fps": 8.0,
     }
     return Sample(**values | changes)
 

@@ -44,7 +44,7 @@ def make_context(tensor_rank: int = 0, sequence: bool = False) -> Any:
 
 
 def make_statistics(recipe: Recipe, context: Any = None) -> SlotStatistics:
-    drawn = StepSamples(step=0, samples=[], num_slots=SLOTS, num_image_slots=IMAGES, num_replaced=0)
+    drawn = StepSamples(step=0, samples=[], num_slots=SLOTS, num_image_slots=IMAGES)
     return SlotStatistics(drawn, recipe, context or make_context())
 
 

@@ -1,0 +1,99 @@
+"""Scores against NumPy, and what success means."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sama_mega.inference.scores import PERFECT_DB, mean_db, psnr, score_edits
+
+SHAPE = (4, 3, 5, 6, 8)
+
+
+def random_pixels(seed: int) -> Tensor:
+    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def random_mask(seed: int) -> Tensor:
+    return torch.rand(SHAPE[0], *SHAPE[2:], generator=torch.Generator().manual_seed(seed)) < 0.3
+
+
+def numpy_psnr(ours: Tensor, truth: Tensor, mask: Tensor) -> list[float]:
+    values = []
+    for clip in range(len(ours)):
+        chosen = mask[clip].numpy()
+        error = (ours[clip].numpy().astype(float) - truth[clip].numpy())[:, chosen]
+        values.append(10 * math.log10(4 / np.mean(error**2)))
+    return values
+
+
+def test_psnr_is_that_of_the_textbook() -> None:
+    ours, truth, mask = random_pixels(1), random_pixels(2), random_mask(3)
+    everywhere = torch.ones_like(mask)
+    assert psnr(ours, truth).tolist() == pytest.approx(numpy_psnr(ours, truth, everywhere), abs=1e-4)
+    assert psnr(ours, truth, mask).tolist() == pytest.approx(numpy_psnr(ours, truth, mask), abs=1e-4)
+    assert psnr(truth + 0.02, truth)[0].item() == pytest.approx(40.0, abs=1e-3)
+
+
+def test_pixels_outside_the_mask_do_not_count() -> None:
+    ours, truth, mask = random_pixels(1), random_pixels(2), random_mask(3)
+    elsewhere = torch.where(mask[:, None], ours, torch.full_like(ours, 9.0))
+    assert torch.equal(psnr(elsewhere, truth, mask), psnr(ours, truth, mask))
+
+
+def test_no_error_is_perfect_and_no_pixel_is_nan() -> None:
+    truth, mask = random_pixels(2), random_mask(3)
+    mask[1] = False
+    scores = psnr(truth, truth, mask)
+    assert scores[0].item() == PERFECT_DB and scores[1].isnan()
+    assert mean_db(truth, truth, mask) == PERFECT_DB
+    assert math.isnan(mean_db(truth, truth, torch.zeros_like(mask)))
+
+
+def test_the_mean_is_over_clips_not_over_pixels() -> None:
+    truth = torch.zeros(SHAPE)
+    ours = torch.zeros(SHAPE)
+    ours[0] += 0.02
+    ours[1] += 0.2
+    mask = torch.ones(SHAPE[0], *SHAPE[2:], dtype=torch.bool)
+    mask[2:] = False
+    mask[1, 1:] = False
+    assert mean_db(ours, truth, mask) == pytest.approx((40 + 20) / 2, abs=1e-3)
+
+
+@pytest.fixture
+def clips() -> dict[str, Tensor]:
+    """Sources at -0.5, targets at +0.5 inside the mask and as the source outside."""
+    mask = random_mask(3)
+    sources = torch.full(SHAPE, -0.5)
+    truths = torch.where(mask[:, None], torch.full(SHAPE, 0.5), sources)
+    return {"sources": sources, "truths": truths, "masks": mask}
+
+
+def test_success_is_ending_closer_to_the_target_than_to_the_source(clips: dict[str, Tensor]) -> None:
+    shares = torch.tensor([0.0, 0.49, 0.51, 1.0])[:, None, None, None, None]
+    edits = clips["sources"] + shares * (clips["truths"] - clips["sources"])
+    scores = score_edits("recolour", edits, clips["sources"], **clips)
+    assert (scores.kind, scores.num_clips) == ("recolour", 4)
+    assert scores.success == 0.5
+    assert scores.control_success == 0.0
+    assert scores.unedited_db == pytest.approx(10 * math.log10(4), abs=1e-4)
+    assert scores.outside_db == PERFECT_DB
+    assert score_edits("recolour", clips["sources"], edits, **clips).control_success == 0.5
+
+
+def test_what_happens_outside_counts_outside_alone(clips: dict[str, Tensor]) -> None:
+    edits = torch.where(clips["masks"][:, None], clips["truths"], clips["truths"] + 0.02)
+    scores = score_edits("remove", edits, edits, **clips)
+    assert (scores.success, scores.inside_db) == (1.0, PERFECT_DB)
+    assert scores.outside_db == pytest.approx(40.0, abs=1e-3)
+
+
+def test_an_edit_of_the_whole_frame_has_no_outside(clips: dict[str, Tensor]) -> None:
+    clips["masks"] = torch.ones_like(clips["masks"])
+    scores = score_edits("style", clips["truths"], clips["truths"], **clips)
+    assert math.isnan(scores.outside_db) and not math.isnan(scores.inside_db)
