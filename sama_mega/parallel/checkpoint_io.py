@@ -6,7 +6,6 @@ rank: a rank that raised alone would leave the others waiting in a collective.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -135,13 +134,10 @@ def _write_pieces(pieces: dict[str, ShardedTensor], folder: Path) -> None:
     torch_checkpoint.save(
         mcore_to_pyt_state_dict(by_key),
         # One thread: what another raises is printed and lost, and a checkpoint without its pieces passes for complete.
-        # No sync by torch: it comes before the last bytes leave Python's buffer.
-        storage_writer=torch_checkpoint.FileSystemWriter(folder, thread_count=1, sync_files=False),
+        # Files are synced here, by the rank that writes them: no other host can do it.
+        storage_writer=torch_checkpoint.FileSystemWriter(folder, thread_count=1, sync_files=True),
         planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
     )
-    for shard in folder.glob(f"__{dist.get_rank()}_*{SHARD_SUFFIX}"):
-        with open(shard, "rb") as file:
-            os.fsync(file.fileno())
 
 
 def _write_common(folder: Path) -> None:

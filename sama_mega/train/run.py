@@ -178,7 +178,8 @@ def _require_samples_for_every_rank(recipe: Recipe, loader: SampleLoader, contex
     if overlaps and loader.num_slots < context.layout.data:
         raise ConfigError(
             f"a step has {loader.num_slots} samples for {context.layout.data} data ranks: with"
-            " parallel.overlap_grad_reduce or overlap_param_gather every rank needs one; raise data.images_per_step or videos_per_step"
+            " parallel.overlap_grad_reduce or overlap_param_gather every rank needs one: raise data.images_per_step or"
+            " data.videos_per_step"
         )
 
 
@@ -229,8 +230,9 @@ def _headline(run: Run, dataset: Dataset, loader: SampleLoader, context: Paralle
     num_videos = loader.num_slots - loader.num_image_slots
     return (
         f"stage {run.recipe.train.stage}: steps {run.start_step}..{run.total_steps} of"
-        f" {loader.num_image_slots} images and {num_videos} videos, {context.layout.describe()}, {num_parameters:,} parameters a rank, {len(dataset):,}"
-        f" samples in {dataset.name}; run folder {run.folder.root}"
+        f" {loader.num_image_slots} images and {num_videos} videos, {context.layout.describe()},"
+        f" {num_parameters:,} parameters a rank, {len(dataset):,} samples in {dataset.name};"
+        f" run folder {run.folder.root}"
     )
 
 

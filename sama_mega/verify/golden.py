@@ -6,6 +6,7 @@ The model, its losses, its gradients and its sampler are the ones that `train` a
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,22 @@ GRADIENT_LIMIT = 1e-4
 SAMPLING_LIMIT = 1e-4
 BELL_WEIGHT_LIMIT = 1e-6
 EXACT = 0.0
+CONFIG_NAMES = (
+    *("dim", "in_dim", "ffn_dim", "out_dim", "text_dim", "freq_dim", "eps", "patch_size", "num_heads", "num_layers"),
+    *("siglip_dim", "semantic_hidden_dim", "semantic_tokens", "text_len", "semantic_loss_weight"),
+)
+INPUT_NAMES = (
+    *("latents", "noise", "noisy_latents", "velocity_target", "velocity", "text_embeddings", "timesteps", "sigmas"),
+    *("loss_weights", "flow_matching_loss", "semantic_loss", "total_loss"),
+)
+SEMANTIC_INPUT_NAMES = (
+    *("semantic_features", "semantic_noise", "noisy_semantic_features", "semantic_velocity_target"),
+    "semantic_velocity",
+)
+SAMPLING_NAMES = (
+    *("initial_latents", "initial_semantic", "final_latents", "final_semantic", "source_latents", "sigmas"),
+    *("timesteps", "text_embeddings", "negative_text_embeddings"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,10 @@ def read_golden(folder: Path) -> GoldenFolder:
     for name in ("config.json", "weights.safetensors", "io.safetensors"):
         if not (folder / name).is_file():
             raise ConfigError(f"golden folder {folder}: {name} is missing: give a folder like tests/golden/edit_tiny")
+    return _require_complete(_read_files(folder), folder)
+
+
+def _read_files(folder: Path) -> GoldenFolder:
     optional = {name: folder / f"{name}.safetensors" for name in ("grads", "sampling")}
     found = {name: _tensors(path) if path.is_file() else {} for name, path in optional.items()}
     return GoldenFolder(
@@ -83,6 +104,29 @@ def read_golden(folder: Path) -> GoldenFolder:
         sampling=found["sampling"],
         sampling_config=_json(folder / "sampling.json") if found["sampling"] else {},
     )
+
+
+def _require_complete(golden: GoldenFolder, folder: Path) -> GoldenFolder:
+    """A folder that lacks something would pass for what it lacks."""
+    wanted = set(INPUT_NAMES)
+    if "source_latents" in golden.inputs:
+        wanted |= set(SEMANTIC_INPUT_NAMES)
+    gradients = golden.weights.keys() - set(golden.config.get("no_grad", ())) if golden.gradients else set()
+    parts: tuple[tuple[str, Set[str], Set[str]], ...] = (
+        ("config.json", set(CONFIG_NAMES), golden.config.keys()),
+        ("io.safetensors", wanted, golden.inputs.keys()),
+        ("grads.safetensors", gradients, golden.gradients.keys()),
+        ("sampling.safetensors", set(SAMPLING_NAMES) if golden.sampling else set(), golden.sampling.keys()),
+        ("sampling.json", {"steps", "guidance", "shift"} if golden.sampling else set(), golden.sampling_config.keys()),
+    )
+    for file, needed, present in parts:
+        missing = sorted(needed - present)
+        if missing:
+            raise ConfigError(f"{folder / file} lacks {', '.join(missing[:3])}: the folder is not complete")
+    unknown = sorted(golden.gradients.keys() - golden.weights.keys())
+    if unknown:
+        raise ConfigError(f"{folder / 'grads.safetensors'}: {unknown[0]} is no parameter of weights.safetensors")
+    return golden
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,8 +66,8 @@ class Report:
         ordered = self.worst_first
         return {
             "ok": self.ok,
-            "worst": asdict(ordered[0]) if ordered else None,
-            "checks": [asdict(check) for check in ordered],
+            "worst": _as_row(ordered[0]) if ordered else None,
+            "checks": [_as_row(check) for check in ordered],
         }
 
     def show(self, title: str) -> None:
@@ -80,6 +81,11 @@ class Report:
             table.add_row(check.tensor, f"{check.error:.2e}", f"{check.limit:.0e}", verdict)
         Console().print(table)
         Console().print(f"{len(self.checks)} compared, {num_failed} wrong")
+
+
+def _as_row(check: Check) -> dict[str, Any]:
+    # NaN and infinity are no JSON: an error that is not finite is null, and never ok.
+    return asdict(check) | {"error": check.error if math.isfinite(check.error) else None}
 
 
 def _badness(check: Check) -> float:

@@ -78,14 +78,14 @@ def make_recipe(**train: Any) -> Any:
 # --- run by the ranks ---------------------------------------------------------------------------------
 
 
-def make_batch(case: Case) -> Any:
+def make_batch(case: Case, device: torch.device) -> Any:
     """The same numbers on every rank."""
     from sama_mega.train.forward import NoisedBatch
 
     generator = torch.Generator().manual_seed(case.num_tokens)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(device)
 
     def latents(grid: tuple[int, int, int]) -> Tensor:
         return normal(case.batch, 16, grid[0], 2 * grid[1], 2 * grid[2])
@@ -98,8 +98,8 @@ def make_batch(case: Case) -> Any:
         semantic_target=normal(*semantic) if case.num_semantic else None,
         source_latents=latents(case.source) if case.source else None,
         text=normal(case.batch, 7, SIZES["text_dim"]),
-        timesteps=torch.tensor([963.5, 12.25, 500.0])[: case.batch],
-        timestep_weights=torch.tensor([0.5, 1.5, 1.0])[: case.batch],
+        timesteps=torch.tensor([963.5, 12.25, 500.0], device=device)[: case.batch],
+        timestep_weights=torch.tensor([0.5, 1.5, 1.0], device=device)[: case.batch],
     )
 
 
@@ -124,8 +124,8 @@ def run_model(recipe: Any, context: Any, case: Case) -> dict[str, Tensor]:
             if parameter.dim() == 1:
                 num_slices = context.layout.tensor if getattr(parameter, "partition_dim", -1) == 0 else 1
                 wave = 0.2 * torch.sin(torch.arange(1.0, 1 + num_slices * parameter.numel()))
-                parameter.add_(my_slice(wave, parameter, context))
-    batch = make_batch(case)
+                parameter.add_(my_slice(wave, parameter, context).to(context.device))
+    batch = make_batch(case, context.device)
     with torch.no_grad():
         output = model(batch.noisy_latents, batch.timesteps, batch.text, batch.source_latents, batch.noisy_semantic)
     found = {"velocity": output.velocity}
@@ -136,7 +136,7 @@ def run_model(recipe: Any, context: Any, case: Case) -> dict[str, Tensor]:
 
     def forward_step(noised: NoisedBatch) -> Tensor:
         errors.append(forward_errors(wrapped, noised, "auto"))
-        weights = torch.tensor([1.0, 0.5, 2.0])[: case.batch]
+        weights = torch.tensor([1.0, 0.5, 2.0], device=context.device)[: case.batch]
         return sama_loss(errors[0].flow_matching, errors[0].semantic_share, weights, 7.0, SEMANTIC_WEIGHT).total
 
     wrapped.zero_grad_buffer()
@@ -148,6 +148,7 @@ def run_model(recipe: Any, context: Any, case: Case) -> dict[str, Tensor]:
         all_reduce_in_place(semantic, context.tensor_group)
     found["semantic_errors"] = semantic
     gradients = gather_parameters(model, context, lambda parameter: parameter.main_grad)
+    found = {name: tensor.cpu() for name, tensor in found.items()}
     return found | {f"grad {name}": gradient for name, gradient in gradients.items()}
 
 

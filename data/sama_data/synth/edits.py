@@ -23,7 +23,6 @@ from sama_data.synth.spec import (
 _STYLES: dict[str, np.ndarray] = {
     "black_and_white": np.asarray([[0.30, 0.59, 0.11, 0.0]] * 3, dtype=np.float32),
     "negative": np.asarray([[-1, 0, 0, 1], [0, -1, 0, 1], [0, 0, -1, 1]], dtype=np.float32),
-    "sepia": np.asarray([[0.36, 0.70, 0.18, 0.06], [0.27, 0.54, 0.13, 0.0], [0.16, 0.31, 0.08, 0.0]], dtype=np.float32),
     "night": np.asarray(
         [[0.25, 0.03, 0.02, 0.0], [0.02, 0.30, 0.03, 0.02], [0.05, 0.10, 0.45, 0.12]], dtype=np.float32
     ),

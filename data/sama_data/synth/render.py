@@ -58,8 +58,6 @@ def signed_distance(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         return np.maximum(v - 0.8, (1.8 * across - v - 1.0) / 2.059)
     if name == "cross":
         return np.minimum(np.maximum(across - 1.0, down - 0.38), np.maximum(across - 0.38, down - 1.0))
-    if name == "bar":
-        return np.maximum(across - 1.0, down - 0.5)
     raise ValueError(f"no silhouette named {name!r}")
 
 

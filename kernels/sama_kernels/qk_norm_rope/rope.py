@@ -31,10 +31,10 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class RopeTables:
-    """Everything a rotation needs: small per-axis angle tables and where each segment's tokens lie.
+    """Everything a rotation needs: small per-axis tables and where each segment's tokens lie.
 
     Attributes:
-        axis_angles: For (t, h, w), float32 ``[positions, features / 2]`` angles in radians.
+        axis_factors: For (t, h, w), complex64 ``[positions, features / 2]``: cosine + i sine of each angle.
         source_grid: Patch grid (t, h, w) of the source segment, or None without one.
         num_semantic: Semantic tokens between source and target.
         target_grid: Patch grid (t, h, w) of the target segment.
@@ -43,7 +43,7 @@ class RopeTables:
             weights' behaviour); False: they are not rotated.
     """
 
-    axis_angles: tuple[Tensor, Tensor, Tensor]
+    axis_factors: tuple[Tensor, Tensor, Tensor]
     source_grid: Grid | None
     num_semantic: int
     target_grid: Grid
@@ -63,21 +63,20 @@ class RopeTables:
 
     def _grid_factors(self, grid: Grid, time_offset: int) -> Tensor:
         frames, height, width = grid
-        time_angles, height_angles, width_angles = self.axis_angles
-        angles = torch.cat(
+        time_factors, height_factors, width_factors = self.axis_factors
+        return torch.cat(
             [
-                time_angles[time_offset : time_offset + frames, None, None].expand(frames, height, width, -1),
-                height_angles[None, :height, None].expand(frames, height, width, -1),
-                width_angles[None, None, :width].expand(frames, height, width, -1),
+                time_factors[time_offset : time_offset + frames, None, None].expand(frames, height, width, -1),
+                height_factors[None, :height, None].expand(frames, height, width, -1),
+                width_factors[None, None, :width].expand(frames, height, width, -1),
             ],
             dim=-1,
         ).flatten(0, 2)
-        return torch.polar(torch.ones_like(angles), angles)
 
     def _semantic_factors(self) -> Tensor:
-        half = sum(table.shape[1] for table in self.axis_angles)
+        half = sum(table.shape[1] for table in self.axis_factors)
         factor = 0.0 if self.rotate_semantic_to_zero else 1.0
-        shape, device = (self.num_semantic, half), self.axis_angles[0].device
+        shape, device = (self.num_semantic, half), self.axis_factors[0].device
         return torch.full(shape, factor, dtype=torch.complex64, device=device)
 
 
@@ -92,10 +91,10 @@ def build_rope_tables(
     theta: float = 10000.0,
     device: torch.device | str = "cpu",
 ) -> RopeTables:
-    """Builds the per-axis angle tables for one sequence.
+    """Builds the per-axis tables for one sequence.
 
     Source and target use the same positions 0, 1, 2, ... on their own patch grids; the type embedding tells them
-    apart. Angles are computed in float64 and stored in float32.
+    apart. Factors are computed in float64 and rounded once to float32.
 
     Args:
         head_dim: Features of one head; even.
@@ -119,9 +118,10 @@ def build_rope_tables(
     for size, width in zip(sizes, axis_widths(head_dim), strict=True):
         exponents = torch.arange(0, width, 2, dtype=torch.float64, device=device) / width
         positions = torch.arange(size, dtype=torch.float64, device=device)
-        tables.append(torch.outer(positions, theta**-exponents).float())
+        angles = torch.outer(positions, theta**-exponents)
+        tables.append(torch.polar(torch.ones_like(angles), angles).to(torch.complex64))
     return RopeTables(
-        axis_angles=(tables[0], tables[1], tables[2]),
+        axis_factors=(tables[0], tables[1], tables[2]),
         source_grid=source_grid,
         num_semantic=num_semantic,
         target_grid=target_grid,

@@ -73,7 +73,7 @@ class KeptBytes(TorchDispatchMode):
 
 
 def forward(model: SamaDiT) -> Tensor:
-    output = model(
+    inputs = (
         normal(2, 16, 2, 6, 6, seed=1),
         torch.tensor([950.0, 400.0]),
         normal(2, 7, 24, seed=2),
@@ -81,6 +81,7 @@ def forward(model: SamaDiT) -> Tensor:
         normal(2, 5, 20, seed=4),
         normal(2, 5, 20, seed=5),
     )
+    output = model(*(tensor.to(next(model.parameters()).device) for tensor in inputs))
     return output.velocity.square().mean() + output.semantic_loss_share.mean()
 
 

@@ -95,7 +95,8 @@ def at_every_moment(tmp_path: Path, work: Callable[[Path], None]) -> Iterator[Pa
 # --- replacing ------------------------------------------------------------------------------------
 
 
-def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recover", [put_back_interrupted, tidy_checkpoints])
+def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path: Path, recover: Callable[[Path], None]) -> None:
     def replace_five(folder: Path) -> None:
         make(folder / "step-00000005", "old")
         put_in_place(make(folder / ".saving-step-00000005-life2"), folder / "step-00000005")
@@ -103,7 +104,7 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path: Path) -> 
     found = []
     for folder in at_every_moment(tmp_path, replace_five):
         assert all(content_of(path) for path in complete_checkpoints(folder))
-        put_back_interrupted(folder)
+        recover(folder)
         found.append(content_of(folder / "step-00000005"))
         tidy_checkpoints(folder)
         assert names(folder) == ["step-00000005"]

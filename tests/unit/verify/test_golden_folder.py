@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sama_mega.config import ConfigError
 from sama_mega.verify.golden import golden_recipe, read_golden
@@ -21,12 +22,41 @@ def golden_root(repo_root: Path) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The smallest folder that reads."""
-    save_file({"w": torch.zeros(1)}, tmp_path / "weights.safetensors")
-    save_file({"x": torch.zeros(1)}, tmp_path / "io.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    return tmp_path
+def folder(tmp_path: Path, golden_root: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(golden_root / "edit_tiny", tmp_path / "edit_tiny"))
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("io.safetensors", "loss_weights"),
+        ("io.safetensors", "semantic_velocity"),
+        ("grads.safetensors", "head.head.bias"),
+        ("sampling.safetensors", "final_semantic"),
+    ],
+)
+def test_a_tensor_that_is_not_there_does_not_pass(name: str, lost: str, folder: Path) -> None:
+    tensors = load_file(folder / name)
+    del tensors[lost]
+    save_file(tensors, folder / name)
+    with pytest.raises(ConfigError, match=f"{name} lacks {lost}"):
+        read_golden(folder)
+
+
+def test_a_gradient_of_no_parameter(folder: Path) -> None:
+    gradients = load_file(folder / "grads.safetensors")
+    save_file(gradients | {"head.tail": torch.zeros(1)}, folder / "grads.safetensors")
+    with pytest.raises(ConfigError, match=r"head\.tail is no parameter"):
+        read_golden(folder)
+
+
+def test_a_config_that_lacks_a_key(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["num_layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"config\.json lacks num_layers"):
+        read_golden(folder)
 
 
 def test_what_a_folder_holds(golden_root: Path) -> None:
