@@ -97,9 +97,10 @@ def test_a_config_that_is_not_json(folder: Path) -> None:
 
 
 def test_sampling_tensors_need_their_settings(folder: Path) -> None:
-    save_file({"x": torch.zeros(1)}, folder / "sampling.safetensors")
+    (folder / "sampling.json").unlink()
     with pytest.raises(ConfigError, match=r"sampling\.json"):
         read_golden(folder)
+
 
 
 def test_the_recipe_of_a_folder(golden_root: Path) -> None:
