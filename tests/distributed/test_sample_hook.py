@@ -66,6 +66,7 @@ def sample_on_two_ranks(root: str, worlds: dict[str, str]) -> dict[str, list[str
         )
         hook = module.SampleHook(recipe, load_manifest(manifest), None, state, context)  # type: ignore[arg-type]
         folder = RunFolder.create(recipe.train.run_folder)
+        dist.barrier()
         if case == "cannot_write" and rank == 0:
             folder.samples.rmdir()
             folder.samples.write_text("a file where the folder should be")

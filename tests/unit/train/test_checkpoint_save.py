@@ -50,7 +50,7 @@ class Saver:
         self.folder = RunFolder.create(root)
         self.recipe, self.context = recipe, context
         self.life = self.folder.start_life({})
-        self.state = build_train_state(recipe, context)
+        self.state = build_train_state(recipe, context, initialize=True)
 
     def save(self, step: int) -> Path:
         """Saves as the state of a step, other numbers every time."""
@@ -94,7 +94,7 @@ def copies(state: TrainState) -> dict[str, Tensor]:
 def test_everything_comes_back_bit_for_bit(saver: Saver, recipe: Recipe, context: ParallelContext) -> None:
     path = saver.save(7)
     saved = copies(saver.state)
-    other = build_train_state(recipe, context)
+    other = build_train_state(recipe, context, initialize=True)
     scramble(other, 99)
     returned = load_checkpoint(path, other, context)
     assert_bitwise_equal(copies(other), saved)
@@ -118,7 +118,7 @@ def test_a_checkpoint_is_named_after_its_step_and_holds_what_is_promised(saver: 
 def test_a_run_starts_from_either_set_of_weights(saver: Saver, recipe: Recipe, context: ParallelContext) -> None:
     path = saver.save(3)
     for weights in ("ema", "model"):
-        state = build_train_state(recipe, context)
+        state = build_train_state(recipe, context, initialize=True)
         scramble(state, 5)
         load_initial_weights(path, weights, state)
         loaded = {name: value.detach() for name, value in state.model.module.named_parameters()}
@@ -185,7 +185,7 @@ def test_a_kill_during_a_save_costs_that_save_alone(
     assert len(leftovers) == (0 if moment == "_prepare" else 1)
     assert all(name.startswith(".saving-") for name in leftovers)
     assert resolve_checkpoint(saver.folder.root) == good
-    other = build_train_state(recipe, context)
+    other = build_train_state(recipe, context, initialize=True)
     load_checkpoint(good, other, context)
     assert_bitwise_equal(copies(other), kept)
     saver.life = saver.folder.start_life({})
@@ -305,7 +305,7 @@ def test_another_model_is_refused_by_the_name_of_its_tensor(
         lambda state: load_initial_weights(path, "ema", state),
     ):
         with pytest.raises(CheckpointError) as caught:
-            load(build_train_state(changed(recipe, **model), context))
+            load(build_train_state(changed(recipe, **model), context, initialize=True))
         message = str(caught.value)
         assert "\n" not in message and str(path) in message
         assert all(word in message for word in words), message
@@ -330,5 +330,5 @@ def test_damaged_tensors_are_one_line(saver: Saver, recipe: Recipe, context: Par
     else:
         (path / ".metadata").unlink()
     with pytest.raises(CheckpointError, match="cannot read the checkpoint") as caught:
-        load_checkpoint(path, build_train_state(recipe, context), context)
+        load_checkpoint(path, build_train_state(recipe, context, initialize=True), context)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
