@@ -24,8 +24,11 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
+from torch.distributed.checkpoint import SavePlan, SavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from sama_mega.config.errors import CheckpointError
 from sama_mega.parallel.collectives import gather_objects, world_group
@@ -124,6 +127,25 @@ def read_plain(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
 
+class _Writer(torch_checkpoint.FileSystemWriter):
+    """torch's writer, in this thread, saying why it fails."""
+
+    def __init__(self, folder: Path) -> None:
+        # One thread: what another raises is printed and lost, and a checkpoint without its pieces passes for complete.
+        # Files are synced here, by the rank that writes them: no other host can do it.
+        super().__init__(folder, thread_count=1, sync_files=True)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Writes this rank's pieces; a full disk is called that, not by what torch stumbles over because of it."""
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            refusal: BaseException | None = error
+            while refusal is not None and not isinstance(refusal, OSError):
+                refusal = refusal.__cause__ or refusal.__context__
+            raise refusal or error from None
+
+
 def _write_pieces(pieces: dict[str, ShardedTensor], folder: Path) -> None:
     """Writes this rank's pieces within this process.
 
@@ -133,9 +155,7 @@ def _write_pieces(pieces: dict[str, ShardedTensor], folder: Path) -> None:
     by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(pieces, keep_only_main_replica=True)
     torch_checkpoint.save(
         mcore_to_pyt_state_dict(by_key),
-        # One thread: what another raises is printed and lost, and a checkpoint without its pieces passes for complete.
-        # Files are synced here, by the rank that writes them: no other host can do it.
-        storage_writer=torch_checkpoint.FileSystemWriter(folder, thread_count=1, sync_files=True),
+        storage_writer=_Writer(folder),
         planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
     )
 

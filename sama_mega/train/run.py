@@ -14,6 +14,7 @@ from sama_data.errors import DataError
 from sama_data.loader import LoaderSettings, Quarantine, SampleLoader, StepSamples
 from sama_data.manifest import load_blend, load_manifest
 from sama_mega.checkpoint.folder import complete_checkpoints, resolve_checkpoint
+from sama_mega.checkpoint.replace import put_back_interrupted
 from sama_mega.checkpoint.same_course import require_same_course
 from sama_mega.config import recipe_to_yaml
 from sama_mega.config.errors import ConfigError, UserError
@@ -114,9 +115,9 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext) 
     encoders = build_encoders(recipe, context.device)
     loader = build_loader(recipe, dataset, context, folder)
     _require_samples_for_every_rank(recipe, loader, context)
-    start = _find_start(recipe, folder, context)
+    start, lines = _find_start(recipe, folder, context)
     state = build_train_state(recipe, context, initialize=start is None)
-    lines = _restore(recipe, start, state, context)
+    _restore(recipe, start, state, context)
     life = _from_first_rank(context, lambda: _claim_run_folder(recipe))
     with RunLog(folder.log_path if context.is_first_rank else None, draws_bar=stderr_is_terminal()):
         run = Run(recipe, folder, context.is_first_rank, state.step, recipe.train.steps)
@@ -132,10 +133,14 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext) 
     return summary
 
 
-def _find_start(recipe: Recipe, folder: RunFolder, context: ParallelContext) -> Path | None:
-    """The checkpoint to go on from: the run's own newest one, else the one whose weights the recipe names."""
+def _find_start(recipe: Recipe, folder: RunFolder, context: ParallelContext) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and what to say about it.
 
-    def find() -> Path | None:
+    The run's own newest one, else the one whose weights the recipe names, else None.
+    """
+
+    def find() -> tuple[Path | None, list[str]]:
+        put_back_interrupted(folder.checkpoints)
         own = complete_checkpoints(folder.checkpoints)
         if own and not recipe.checkpoint.resume:
             raise ConfigError(
@@ -143,23 +148,24 @@ def _find_start(recipe: Recipe, folder: RunFolder, context: ParallelContext) -> 
                 " or move its checkpoints away"
             )
         if own:
-            return own[-1]
-        init_from = recipe.checkpoint.init_from
-        return None if init_from is None else resolve_checkpoint(init_from)
+            changed = require_same_course(own[-1], recipe)
+            return own[-1], [f"resumed {own[-1]}", *(f"changed since then: {line}" for line in changed)]
+        if recipe.checkpoint.init_from is None:
+            return None, ["started from random weights (checkpoint.init_from is null)"]
+        start = resolve_checkpoint(recipe.checkpoint.init_from)
+        return start, [f"started from the {recipe.checkpoint.init_weights} weights of {start}"]
 
     return _from_first_rank(context, find)
 
 
-def _restore(recipe: Recipe, start: Path | None, state: TrainState, context: ParallelContext) -> list[str]:
-    """Fills the state from a checkpoint; returns what to say about it."""
+def _restore(recipe: Recipe, start: Path | None, state: TrainState, context: ParallelContext) -> None:
+    """Fills the state: all of it from the run's own checkpoint, the weights alone from another's."""
     if start is None:
-        return ["started from random weights (checkpoint.init_from is null)"]
-    if start.parent != RunFolder(recipe.train.run_folder).checkpoints:
+        return
+    if start.parent == RunFolder(recipe.train.run_folder).checkpoints:
+        load_checkpoint(start, state, context)
+    else:
         load_initial_weights(start, recipe.checkpoint.init_weights, state)
-        return [f"started from the {recipe.checkpoint.init_weights} weights of {start}"]
-    changed = require_same_course(start, recipe)
-    load_checkpoint(start, state, context)
-    return [f"resumed {start} at step {state.step}", *(f"changed since then: {line}" for line in changed)]
 
 
 def _claim_run_folder(recipe: Recipe) -> int:

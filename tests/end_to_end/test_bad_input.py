@@ -77,6 +77,9 @@ def the_last_line(capfd: Capture) -> str:
         ("data.buckets=[[40, 32]]", ["data.buckets ([40, 32])", "multiple of 16"]),
         ("train.stage=2", ["train.stage (2)", "must be 0 (pre-training) or 1 (editing)"]),
         ("train.steps", ["section.key=value"]),
+        ("data.image_weight=0.0", ["data.image_weight (0.0)", "greater than 0"]),
+        ("kernels.ops=triton", ["kernels.ops (triton)", "use auto or reference"]),
+        ("encoders.video=wan", ["encoders.video (wan)", "use dct"]),
         ("model.num_heads=3", ["model.num_heads (3)", "must divide model.dim (32)", "use 1, 2, 4"]),
         ("parallel.tensor=3", ["parallel.tensor (3)", "must divide model.num_heads (2)", "use 2"]),
         ("parallel.tensor=2", ["must divide the number of ranks (1)", "start 2 ranks"]),
@@ -112,31 +115,20 @@ def test_a_recipe_that_is_not_there_is_named_with_the_nearest(capfd: Capture) ->
     assert "recipes/demo_stag0.yaml: no such recipe" in line and "demo_stage0.yaml" in line.partition(";")[2]
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"encoders.video": "wan"}, ["encoders.video (wan)", "use dct"]),
-        ({"model.in_channels": 8, "model.out_channels": 8}, ["model.in_channels (8)", "use 16"]),
-    ],
-)
-def test_a_model_that_its_encoders_do_not_fit(
-    world: Path, tmp_path: Path, change: dict[str, Any], words: list[str], capfd: Capture
-) -> None:
-    overrides = tiny_overrides(tmp_path / "run", world / "raw.jsonl", 2, change)
-    assert call_main("train", recipe_path(0), *overrides) == 2
-    line = the_last_line(capfd)
-    assert all(word in line for word in words)
-    assert not list(tmp_path.glob("run/checkpoints/*"))
+def test_a_model_that_its_encoders_do_not_fit(world: Path, tmp_path: Path, capfd: Capture) -> None:
+    changes = {"model__in_channels": 8, "model__out_channels": 8}
+    assert train(tmp_path / "run", world / "raw.jsonl", **changes) == 2
+    line = the_only_line(capfd)
+    assert "model.in_channels (8)" in line and "use 16" in line
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="data.image_weight 0 with no video in the step: ValueError, a traceback and exit 1",
-    raises=ValueError,
-)
-def test_a_step_without_weight_is_refused(world: Path, tmp_path: Path, capfd: Capture) -> None:
-    assert train(tmp_path / "run", world / "raw.jsonl", data__image_weight=0.0, data__videos_per_step=0) == 2
-    assert "data.image_weight" in the_last_line(capfd)
+def test_stage_1_takes_no_raw_clips(world: Path, tmp_path: Path, capfd: Capture) -> None:
+    overrides = tiny_overrides(tmp_path / "run", world / "raw.jsonl")
+    assert call_main("train", recipe_path(1), *overrides) == 2
+    line = the_only_line(capfd)
+    assert str(world / "raw.jsonl") in line and "8 rows have no source" in line and "use stage 0" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- manifests ------------------------------------------------------------------------------------
@@ -183,6 +175,16 @@ def test_a_long_prompt_in_a_manifest_is_cut_and_counted(world: Path, tmp_path: P
     assert json.loads(captured.out.splitlines()[-1])["num_truncated_prompts"] == 3
     assert "3 prompts were longer than model.text_length and cut" in captured.err
     assert len(read_rows(tmp_path / "run")) == 4
+
+
+@pytest.mark.xfail(strict=True, reason="said before log.txt is opened: the run folder does not tell")
+def test_a_stream_without_rows_is_said_once_in_the_log(world: Path, tmp_path: Path) -> None:
+    clip = next(world.glob("videos/*.mp4"))
+    (tmp_path / "clips.jsonl").write_text(json.dumps({"video": str(clip), "caption": "a"}) + "\n")
+    assert train(tmp_path / "run", tmp_path / "clips.jsonl") == 0
+    assert all((row["num_images"], row["num_videos"]) == (0, 2) for row in read_rows(tmp_path / "run"))
+    log = (tmp_path / "run/log.txt").read_text()
+    assert log.count("no image rows: the image stream is dropped") == 1
 
 
 # --- clips ----------------------------------------------------------------------------------------
@@ -309,9 +311,9 @@ def test_init_from_without_a_checkpoint(world: Path, tmp_path: Path, exists: boo
     if exists:
         (start / "checkpoints/.saving-step-00000004-life1").mkdir(parents=True)
     assert train(tmp_path / "run", world / "raw.jsonl", checkpoint__init_from=str(start)) == 2
-    line = the_last_line(capfd)
+    line = the_only_line(capfd)
     assert f"checkpoint {start} {words}" in line and "give a step-NNNNNNNN folder or a run folder" in line
-    assert not list((tmp_path / "run/checkpoints").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 # --- edit and evaluate ----------------------------------------------------------------------------

@@ -58,7 +58,6 @@ def test_a_stage_trains_on_real_clips(run_folders: dict[int, Path], stage: int) 
     assert tasks == {"edit"} if stage else tasks <= {"none", "cube", "speed", "tube"}
     assert newest_checkpoint(folder).name == "step-00000002"
     assert not (folder / "quarantine.jsonl").exists()
-    assert "no image rows: the image stream is dropped" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("stage", [0, 1])

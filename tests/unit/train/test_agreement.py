@@ -1,8 +1,11 @@
-"""Ranks that share samples compare them; the other rank is played by the collective."""
+"""Two ranks that agree, or stop together: two threads whose collectives wait for each other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,45 +15,108 @@ import torch.distributed as dist
 
 from sama_data.errors import DataError
 from sama_data.loader import StepSamples
+from sama_data.manifest import load_manifest, write_jsonl
+from sama_mega.config.errors import ConfigError
+from sama_mega.config.schema import Recipe
 from sama_mega.train import agreement
-from sama_mega.train.agreement import agreeing_batches
+from sama_mega.train.agreement import agreeing_batches, require_same_everywhere
+from tests.support.tiny_recipe import tiny_recipe
+
+PATIENCE_SECONDS = 5.0
+Draw = tuple[int, int, int]
 
 
-def step_of(*samples: tuple[int, int, int], step: int = 7) -> StepSamples:
+@dataclass(eq=False)
+class Group:
+    """Ranks that talk to each other; a rank that stays away breaks the barrier instead of hanging the test."""
+
+    ranks: tuple[int, ...]
+    values: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(len(self.ranks))
+
+    def size(self) -> int:
+        return len(self.ranks)
+
+    def exchange(self, rank: int, value: Any) -> list[Any]:
+        self.values[rank] = value
+        self.barrier.wait(PATIENCE_SECONDS)
+        everyone = [self.values[other] for other in self.ranks]
+        self.barrier.wait(PATIENCE_SECONDS)
+        return everyone
+
+
+class World:
+    """Two ranks, either sharing samples (one model group) or not (two data ranks)."""
+
+    def __init__(self, share_samples: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.group = Group((0, 1))
+        self.models = [self.group] * 2 if share_samples else [Group((0,)), Group((1,))]
+        self.here = threading.local()
+        monkeypatch.setattr(agreement.dist, "all_reduce", self.all_reduce)
+        monkeypatch.setattr(agreement, "gather_objects", lambda value, group: group.exchange(self.here.rank, value))
+
+    def all_reduce(self, tensor: torch.Tensor, op: object, group: Group) -> None:
+        assert op == dist.ReduceOp.MAX
+        everyone = group.exchange(self.here.rank, tensor.clone())
+        tensor.copy_(torch.stack(everyone).amax(0))
+
+    def run(self, work: Callable[[int, Any], Any]) -> list[Any]:
+        """What both ranks return or raise."""
+        results: list[Any] = [None, None]
+
+        def rank_thread(rank: int) -> None:
+            self.here.rank = rank
+            context = SimpleNamespace(
+                world_size=2, device=torch.device("cpu"), model_group=self.models[rank], world_group=self.group
+            )
+            try:
+                results[rank] = work(rank, context)
+            except Exception as error:
+                results[rank] = error
+
+        threads = [threading.Thread(target=rank_thread, args=(rank,)) for rank in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(4 * PATIENCE_SECONDS)
+            assert not thread.is_alive()
+        return results
+
+
+def step_of(*samples: Draw, step: int = 7) -> StepSamples:
     """(slot, row, epoch) of each sample."""
     read: list[Any] = [SimpleNamespace(slot=slot, index=index, epoch=epoch) for slot, index, epoch in samples]
     return StepSamples(step=step, samples=read, num_slots=9, num_image_slots=0)
 
 
-def context_of(ranks: int) -> Any:
-    return SimpleNamespace(model_group=SimpleNamespace(size=lambda: ranks), device=torch.device("cpu"))
+def failing_after(steps: list[StepSamples], error: Exception | None) -> Iterator[StepSamples]:
+    yield from steps
+    if error is not None:
+        raise error
 
 
-def message_of(drawn: StepSamples, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """What a rank with these samples sends."""
-    sent: list[torch.Tensor] = []
-    monkeypatch.setattr(agreement.dist, "all_reduce", lambda tensor, op, group: sent.append(tensor.clone()))
-    next(agreeing_batches(iter([drawn]), context_of(2)))
-    return sent[0]
+def read_on_both(world: World, steps: list[list[StepSamples]], errors: dict[int, Exception] | None = None) -> list[Any]:
+    """Both ranks' batches as they come out, or what ended them."""
+    sources = [failing_after(steps[rank], (errors or {}).get(rank)) for rank in (0, 1)]
+    return world.run(lambda rank, context: list(agreeing_batches(sources[rank], context)))
 
 
-def compare(ours: StepSamples, theirs: StepSamples, monkeypatch: pytest.MonkeyPatch) -> StepSamples:
-    """Runs our rank beside one with other samples."""
-    message = message_of(theirs, monkeypatch)
-
-    def all_reduce(tensor: torch.Tensor, op: object, group: object) -> None:
-        assert op == dist.ReduceOp.MAX
-        tensor.copy_(torch.maximum(tensor, message))
-
-    monkeypatch.setattr(agreement.dist, "all_reduce", all_reduce)
-    return next(agreeing_batches(iter([ours]), context_of(2)))
+def one_reason(results: list[Any], kind: type[Exception]) -> str:
+    """Both ranks raised the same."""
+    assert [type(result) for result in results] == [kind, kind], results
+    assert str(results[0]) == str(results[1])
+    return str(results[0])
 
 
-def test_equal_samples_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = step_of((0, 4, 0), (3, 5, 1))
-    assert compare(ours, step_of((0, 4, 0), (3, 5, 1)), monkeypatch) is ours
-    nothing = step_of()
-    assert compare(nothing, step_of(), monkeypatch) is nothing
+# --- samples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share_samples", [True, False])
+def test_equal_samples_pass(share_samples: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [step_of((0, 4, 0), (3, 5, 1)), step_of(), step_of((1, 2, 3))]
+    assert read_on_both(World(share_samples, monkeypatch), [steps, steps]) == [steps, steps]
 
 
 @pytest.mark.parametrize(
@@ -64,20 +130,48 @@ def test_equal_samples_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         [],
     ],
 )
-def test_different_samples_stop_both_ranks(theirs: list[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = step_of((0, 4, 0), (3, 5, 1))
-    for mine, other in ((ours, step_of(*theirs)), (step_of(*theirs), ours)):
-        with pytest.raises(DataError, match="step 7: ranks of one model-parallel group read different samples"):
-            compare(mine, other, monkeypatch)
+def test_ranks_that_share_samples_stop_where_they_differ(theirs: list[Draw], monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, common = step_of((0, 4, 0), (3, 5, 1)), step_of((8, 8, 8))
+    for steps in ([[common, ours], [common, step_of(*theirs)]], [[step_of(*theirs)], [ours]]):
+        reason = one_reason(read_on_both(World(True, monkeypatch), steps), DataError)
+        assert "read different samples" in reason and "quarantine.jsonl" in reason
 
 
-def test_one_rank_alone_compares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_ranks_hold_samples_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [[step_of((0, 4, 0))], [step_of((1, 5, 0), (2, 6, 0))]]
+    assert read_on_both(World(False, monkeypatch), steps) == steps
+
+
+@pytest.mark.parametrize("share_samples", [True, False])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_cannot_read_stops_the_other(
+    share_samples: bool, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, more = step_of((0, 4, 0)), step_of((0, 5, 0))
+    steps = [[good, more], [good, more]]
+    steps[failing] = [good]
+    errors: dict[int, Exception] = {failing: DataError("all 3 video samples are bad")}
+    results = read_on_both(World(share_samples, monkeypatch), steps, errors)
+    assert one_reason(results, DataError) == "all 3 video samples are bad"
+
+
+def test_one_rank_alone_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement.dist, "all_reduce", lambda *_, **__: pytest.fail("nobody to ask"))
+    monkeypatch.setattr(agreement, "gather_objects", lambda *_: pytest.fail("nobody to ask"))
+    context: Any = SimpleNamespace(world_size=1)
     batches = [step_of((0, 1, 0)), step_of((0, 2, 0))]
-    assert list(agreeing_batches(iter(batches), context_of(1))) == batches
+    assert list(agreeing_batches(iter(batches), context)) == batches
+    with pytest.raises(DataError, match="all bad"):
+        list(agreeing_batches(failing_after(batches, DataError("all bad")), context))
 
 
-def test_a_batch_is_compared_only_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_taken_for_bad_data() -> None:
+    context: Any = SimpleNamespace(world_size=1)
+    with pytest.raises(ZeroDivisionError):
+        list(agreeing_batches(failing_after([], ZeroDivisionError()), context))
+
+
+def test_a_batch_is_read_only_when_it_is_asked_for() -> None:
     """The loader reads ahead; the check must not."""
     read: list[int] = []
 
@@ -86,7 +180,37 @@ def test_a_batch_is_compared_only_when_it_is_asked_for(monkeypatch: pytest.Monke
             read.append(step)
             yield step_of((0, step, 0), step=step)
 
-    monkeypatch.setattr(agreement.dist, "all_reduce", lambda *_, **__: None)
-    passed = agreeing_batches(batches(), context_of(2))
-    assert next(passed).step == 0
+    context: Any = SimpleNamespace(world_size=1)
+    assert next(agreeing_batches(batches(), context)).step == 0
     assert read == [0]
+
+
+# --- recipe and manifest --------------------------------------------------------------------------
+
+
+def make_inputs(folder: Path, name: str, caption: str = "Waves.", **changes: Any) -> tuple[Recipe, Any]:
+    path = folder / f"{name}.jsonl"
+    write_jsonl([{"video": "a.mp4", "caption": caption}, {"video": "b.mp4", "caption": "Sand."}], path)
+    values = {key.replace("__", "."): value for key, value in changes.items()}
+    return tiny_recipe(0, Path("run"), Path("raw.jsonl"), changes=values), load_manifest(path)
+
+
+def test_equal_recipes_and_manifests_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [make_inputs(tmp_path, "one"), make_inputs(tmp_path, "two")]
+    world = World(False, monkeypatch)
+    assert world.run(lambda rank, context: require_same_everywhere(*inputs[rank], context)) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "word"),
+    [({"train__seed": 5}, "recipe"), ({"caption": "Waves!"}, "manifest")],
+    ids=["recipe", "manifest"],
+)
+def test_another_recipe_or_manifest_stops_both(
+    theirs: dict[str, Any], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [make_inputs(tmp_path, "one"), make_inputs(tmp_path, "two", **theirs)]
+    world = World(False, monkeypatch)
+    results = world.run(lambda rank, context: require_same_everywhere(*inputs[rank], context))
+    reason = one_reason(results, ConfigError)
+    assert reason == f"rank 1 has another {word} than rank 0: every node must see the same files and arguments"

@@ -242,9 +242,6 @@ def test_a_write_that_fails_in_any_thread_fails_the_save(saver: Saver, monkeypat
     assert read_plain(newest, "model.") and read_plain(newest, "optimizer.")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the message ends in torch's 'enforce fail at inline_container.cc: unexpected pos 704 vs 598'"
-)
 def test_a_full_disk_is_called_that_behind_torchs_own_error(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch.save makes of an OSError, on a real full disk as often as not."""
 

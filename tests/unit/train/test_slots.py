@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from sama_data.errors import DataError
 from sama_data.loader import StepSamples
 from sama_mega.config.schema import Recipe
+from sama_mega.parallel.layout import Layout
+from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train import slots as slots_module
 from sama_mega.train.batch import MicroBatch
 from sama_mega.train.forward import SampleErrors
@@ -33,17 +36,28 @@ def make_recipe(image_weight: float = 1.0, semantic_weight: float = 0.1) -> Reci
     return tiny_recipe(0, Path("unused"), Path("unused.jsonl"), changes=changes)
 
 
-def make_context(tensor_rank: int = 0, sequence: bool = False) -> Any:
-    return SimpleNamespace(
+def make_context(tensor_rank: int = 0, ranks: int = 1, sequence: bool = False) -> ParallelContext:
+    """One of so many tensor ranks; they send nothing."""
+    layout = Layout(tensor=ranks, context=1, pipeline=1, data=1, sequence=sequence, world_size=ranks)
+    group: Any = SimpleNamespace(size=lambda: 1)
+    return ParallelContext(
         device=torch.device("cpu"),
+        layout=layout,
+        rank=tensor_rank,
+        world_size=ranks,
         tensor_rank=tensor_rank,
         context_rank=0,
-        layout=SimpleNamespace(sequence=sequence),
-        world_group=SimpleNamespace(size=lambda: 1),
+        pipeline_rank=0,
+        data_rank=0,
+        tensor_group=group,
+        data_group=group,
+        model_group=group,
+        world_group=group,
+        groups=group,
     )
 
 
-def make_statistics(recipe: Recipe, context: Any = None) -> SlotStatistics:
+def make_statistics(recipe: Recipe, context: ParallelContext | None = None) -> SlotStatistics:
     drawn = StepSamples(step=0, samples=[], num_slots=SLOTS, num_image_slots=IMAGES)
     return SlotStatistics(drawn, recipe, context or make_context())
 
@@ -87,7 +101,7 @@ def weighted_mean(values: list[float], image_weight: float) -> float:
     return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
 
 
-@pytest.mark.parametrize(("image_weight", "semantic_weight"), [(1.0, 0.1), (0.25, 0.1), (0.0, 2.0)])
+@pytest.mark.parametrize(("image_weight", "semantic_weight"), [(1.0, 0.1), (0.25, 0.1), (4.0, 2.0)])
 def test_losses_are_means_over_samples_by_their_weight(image_weight: float, semantic_weight: float) -> None:
     statistics = make_statistics(make_recipe(image_weight, semantic_weight))
     for group in ([0, 1], [2, 4], [3]):
@@ -150,7 +164,7 @@ def test_tensor_ranks_count_a_sample_once(sequence: bool, monkeypatch: pytest.Mo
     whole = make_statistics(recipe)
     record(whole, range(SLOTS))
     expected = whole.reduce()
-    ranks = [make_statistics(recipe, make_context(rank, sequence)) for rank in range(2)]
+    ranks = [make_statistics(recipe, make_context(rank, 2, sequence)) for rank in range(2)]
     for rank, share in zip(ranks, (0.25, 0.75) if sequence else (1.0, 1.0), strict=True):
         record(rank, range(SLOTS), share)
     together = reduce_ranks(ranks, monkeypatch)
@@ -158,6 +172,18 @@ def test_tensor_ranks_count_a_sample_once(sequence: bool, monkeypatch: pytest.Mo
     assert together.total == pytest.approx(expected.total)
     assert together.num_tokens == expected.num_tokens
     assert together.slot_sample_indices == ROWS and together.slot_tasks == TASK_OF
+
+
+@pytest.mark.parametrize(("dealt", "number"), [(([0, 1], [2, 4]), 0), (([0, 1, 2, 3], [3, 4]), 2)])
+def test_a_slot_that_is_not_trained_once_is_an_error(
+    dealt: tuple[list[int], list[int]], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that deal samples differently, because they see another manifest."""
+    ranks = [make_statistics(make_recipe()) for _ in dealt]
+    for rank, slots in zip(ranks, dealt, strict=True):
+        record(rank, slots)
+    with pytest.raises(DataError, match=f"slot 3 of the step was trained by {number} ranks instead of one"):
+        reduce_ranks(ranks, monkeypatch)
 
 
 def test_recording_holds_no_graph() -> None:

@@ -58,7 +58,7 @@ class Trainer:
             sections.setdefault(section, {})[name] = value
         update = {name: getattr(material.recipe, name).model_copy(update=new) for name, new in sections.items()}
         self.recipe = material.recipe.model_copy(update=update)
-        self.state: TrainState = build_train_state(self.recipe, material.context)
+        self.state: TrainState = build_train_state(self.recipe, material.context, initialize=True)
         device = material.context.device
         encode = batcher(self.recipe, build_encoders(self.recipe, device), device)
         self.step = TrainStep(self.recipe, material.context, self.state, encode)
