@@ -7,6 +7,7 @@ after run in the same two processes. What they wrote is compared in this process
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -80,11 +81,13 @@ UNEVEN: dict[str, dict[str, Any]] = {
     "one_image": {"data.images_per_step": 1, "data.videos_per_step": 2},
     # One slot for two ranks: one has nothing to do.
     "one_video": {"data.images_per_step": 0, "data.videos_per_step": 1},
-    "one_video_overlapped": {
-        "data.images_per_step": 0,
-        "data.videos_per_step": 1,
-        "parallel.overlap_grad_reduce": True,
-    },
+}
+# What no run starts or goes on with: both ranks must say the same and end, and neither wait for the other.
+REFUSED: dict[str, dict[str, Any]] = {
+    "disagreement": LAYOUTS["tensor"],
+    "one_bad_rank": {"data.images_per_step": 2, "data.videos_per_step": 1},
+    "idle_overlap": {"data.images_per_step": 0, "data.videos_per_step": 1, "parallel.overlap_grad_reduce": True},
+    "another_recipe": LAYOUTS["data"],
 }
 EXACT_KEYS = ("step", "sample_digest", "sample_ids", "tokens", "num_images", "num_videos", "samples_seen", "skipped")
 CLOSE_KEYS = ("loss", "flow_matching_loss", "semantic_loss", "gradient_norm", "learning_rate")
@@ -92,11 +95,11 @@ CLOSE_KEYS = ("loss", "flow_matching_loss", "semantic_loss", "gradient_norm", "l
 
 @dataclass(frozen=True)
 class Runs:
-    """Run folders by name: of one process, and of two ranks; what the two ranks said of a disagreement."""
+    """Run folders by name: of one process, and of two ranks; what the two ranks said of what is refused."""
 
     alone: dict[str, Path]
     together: dict[str, Path]
-    disagreement: list[str]
+    refusals: dict[str, set[str]]
     edits: tuple[Path, Path]
 
 
@@ -136,22 +139,22 @@ def moving_picture(number: int, name: str, frames: int, height: int, width: int)
     return np.round(127.5 + 110 * np.stack(wave, -1)).astype(np.uint8)
 
 
-def spoil_one_clip(world: Path, copy: Path) -> Path:
-    """A copy of the world in which the middle of one clip is cut out: one rank's bad disk."""
+def spoil(world: Path, copy: Path, pattern: str) -> Path:
+    """A copy of the world in which some files are cut short: one rank's bad disk."""
     shutil.copytree(world.parent, copy)
-    clip = copy / "raw0.mp4"
-    clip.write_bytes(clip.read_bytes()[:200])
+    for clip in copy.glob(pattern):
+        clip.write_bytes(clip.read_bytes()[:200])
     return copy / world.name
 
 
 # --- run by the two ranks -------------------------------------------------------------------------
 
 
-def two_ranks(folder: str, mixed: str, spoilt: str, killed: str) -> str:
-    """Trains run after run; returns what this rank said when the other one read other samples."""
+def two_ranks(folder: str, mixed: str, killed: str) -> dict[str, str]:
+    """Trains run after run; returns what this rank said of what is refused."""
     from sama_mega.train.run import train
 
-    root, rank = Path(folder), int(os.environ["RANK"])
+    root = Path(folder)
     meet = meeting_points(root)
     for name, layout in LAYOUTS.items():
         meet(name)
@@ -168,9 +171,21 @@ def two_ranks(folder: str, mixed: str, spoilt: str, killed: str) -> str:
     train(tiny_recipe(0, root / "uninterrupted", Path(mixed), KILL_STEPS, kill_changes()))
     meet("killed")
     train(tiny_recipe(0, Path(killed), Path(mixed), KILL_STEPS, kill_changes()))
-    meet("disagreement")
-    own = Path(spoilt if rank == 1 else mixed)
-    return what_is_raised(lambda: train(tiny_recipe(0, root / "disagreement", own, STEPS, MIXED | LAYOUTS["tensor"])))
+    return {name: try_to_train(root, Path(mixed), name, meet) for name in REFUSED}
+
+
+def try_to_train(root: Path, mixed: Path, name: str, meet: Callable[[str], None]) -> str:
+    """What ends a run that must not go on; the same relative manifest is another file on each rank."""
+    from sama_mega.train.run import train
+
+    rank = int(os.environ["RANK"])
+    worlds = {"disagreement": [mixed.parent, root / "one_spoilt"][rank], "one_bad_rank": root / "all_spoilt"}
+    os.chdir(worlds.get(name, mixed.parent))
+    seed = {"train.seed": rank} if name == "another_recipe" else {}
+    meet(name)
+    return what_is_raised(
+        lambda: train(tiny_recipe(0, root / name, Path(mixed.name), STEPS, MIXED | REFUSED[name] | seed))
+    )
 
 
 def edit_a_clip(run_folder: Path, mixed: Path, out: Path) -> None:
@@ -242,8 +257,9 @@ def runs(
     from sama_mega.train.run import train
 
     folder = tmp_path_factory.mktemp("runs")
-    spoilt = spoil_one_clip(mixed, folder / "spoilt")
-    said = run_distributed(two_ranks, 2, TIMEOUT_SECONDS, (str(folder), str(mixed), str(spoilt), str(killed)))
+    spoil(mixed, folder / "one_spoilt", "raw0.mp4")
+    spoil(mixed, folder / "all_spoilt", "*.mp4")
+    said = run_distributed(two_ranks, 2, TIMEOUT_SECONDS, (str(folder), str(mixed), str(killed)))
     alone = folder / "alone"
     train(tiny_recipe(0, alone / "mixed", mixed, STEPS, MIXED))
     for name, counts in UNEVEN.items():
@@ -256,7 +272,7 @@ def runs(
     return Runs(
         {path.name: path for path in alone.iterdir()},
         together | {"killed": killed},
-        said,
+        {name: {rank[name] for rank in said} for name in REFUSED},
         (folder / "edit.mp4", folder / "edit_alone.mp4"),
     )
 
@@ -349,7 +365,7 @@ def test_killed_ranks_go_on_bit_for_bit(runs: Runs, rows_before_resuming: list[d
     resumed, truth = runs.together["killed"], runs.together["uninterrupted"]
     assert KILL_AFTER <= len(rows_before_resuming) < KILL_STEPS
     log = (resumed / "log.txt").read_text()
-    step = int(log.partition(" at step ")[2].split()[0])
+    (step,) = (int(number) for number in re.findall(r"resumed \S*/step-(\d{8})", log))
     assert 0 < step <= len(rows_before_resuming) and step % KILL_EVERY == 0
     rows = [repeatable(row) for row in read_rows(resumed)]
     assert [row["step"] for row in rows] == list(range(1, KILL_STEPS + 1))
@@ -367,8 +383,16 @@ def test_two_tensor_ranks_edit_as_one(runs: Runs) -> None:
     assert runs.edits[0].with_suffix(".png").exists()
 
 
-def test_ranks_that_read_different_samples_stop_together(runs: Runs) -> None:
-    assert len(set(runs.disagreement)) == 1
-    assert runs.disagreement[0].startswith("DataError: step ")
-    assert "read different samples" in runs.disagreement[0]
-    assert len(read_rows(runs.together["disagreement"])) < STEPS
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("disagreement", "DataError: ranks of one model-parallel group read different samples"),
+        ("one_bad_rank", "DataError: all 12 video samples are bad"),
+        ("idle_overlap", "ConfigError: a step has 1 samples for 2 data ranks"),
+        ("another_recipe", "ConfigError: rank 1 has another recipe than rank 0"),
+    ],
+)
+def test_what_one_rank_cannot_do_stops_both_with_one_reason(runs: Runs, name: str, words: str) -> None:
+    (said,) = runs.refusals[name]
+    assert said.startswith(words)
+    assert name not in runs.together or len(read_rows(runs.together[name])) < STEPS

@@ -141,7 +141,7 @@ def test_the_next_life_cleans_up_and_keeps_the_newest(killed: Killed) -> None:
     assert lives == [1, 2]
     state = json.loads((newest_checkpoint(killed.folder) / "state.json").read_text())
     assert (state["life"], state["step"]) == (2, STEPS)
-    assert f"step-{RESUMED_AT:08d} at step {RESUMED_AT}" in (killed.folder / "log.txt").read_text()
+    assert f"resumed {killed.folder}/checkpoints/step-{RESUMED_AT:08d}" in (killed.folder / "log.txt").read_text()
 
 
 def test_the_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(killed: Killed) -> None:
