@@ -22,8 +22,7 @@ WORLD = ROOT / "world"
 HELD_OUT = ROOT / "held_out"
 STAGE_RUNS = (Path("runs/demo_stage0"), Path("runs/demo_stage1"))
 STAGE_MANIFESTS = (WORLD / "raw.jsonl", WORLD / "pairs.jsonl")
-WORLD_VIDEOS, WORLD_IMAGES, WORLD_SEED = 4000, 12000, 0
-SAMPLING = ("--steps", "12", "--guidance", "1")
+WORLD_VIDEOS, WORLD_IMAGES, WORLD_SEED, FRAMES = 4000, 12000, 0, 13
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         _make_worlds()
         for stage, extra in enumerate((options.stage0_manifest, options.stage1_manifest)):
             _run("train", f"recipes/demo_stage{stage}.yaml", *_data(stage, extra), *options.overrides)
-            _run("evaluate", STAGE_RUNS[stage], "synthetic", *SAMPLING, "--out", ROOT / f"scores_stage{stage}")
+            _run("evaluate", STAGE_RUNS[stage], "synthetic", "--out", ROOT / f"scores_stage{stage}")
         _edit_a_held_out_clip()
     except subprocess.CalledProcessError as error:
         return int(error.returncode)
@@ -55,10 +54,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _make_worlds() -> None:
     if not WORLD.is_dir():
-        counts = ("--videos", WORLD_VIDEOS, "--images", WORLD_IMAGES)
+        counts = ("--videos", WORLD_VIDEOS, "--images", WORLD_IMAGES, "--frames", FRAMES)
         _run("data", "synth", "--out", WORLD, *counts, "--seed", WORLD_SEED, "--workers", 2)
     if not HELD_OUT.is_dir():
-        counts = ("--videos", 1, "--images", 0)
+        counts = ("--videos", 1, "--images", 0, "--frames", FRAMES)
         _run("data", "synth", "--out", HELD_OUT, *counts, "--seed", HELD_OUT_SEED, "--kind", "recolour")
 
 
@@ -76,7 +75,7 @@ def _edit_a_held_out_clip() -> None:
 
     row = load_manifest(HELD_OUT / "pairs.jsonl")[0]
     assert row.source is not None
-    _run("edit", STAGE_RUNS[1], row.source, row.text, "--out", ROOT / "edit.mp4", *SAMPLING)
+    _run("edit", STAGE_RUNS[1], row.source, row.text, "--out", ROOT / "edit.mp4")
 
 
 def _run(*arguments: object) -> None:

@@ -60,7 +60,7 @@ class WorldSpec:
     max_shapes: int = 2
     radius: tuple[float, float] = (12.0, 15.0)
     shape_speed: float = 0.7  # pixels a frame at most, along each axis
-    pan_speed: tuple[float, float] = (1.5, 2.8)  # pixels a frame
+    pan_speed: tuple[float, float] = (2.0, 3.5)  # pixels a frame
     texture_wavelength: tuple[float, float] = (36.0, 72.0)
     texture_amplitude: float = 0.14
     shape_texture: float = 0.08
