@@ -8,23 +8,24 @@ from sama_data.errors import DataError
 
 EDIT_KINDS: tuple[str, ...] = ("recolour", "remove", "add", "replace", "style", "background")
 
-# Saturated and far apart, so that a recoloured object is well away from what it was.
+# Far apart, so that a recoloured object is well away from what it was; not fully saturated, because errors in pixels
+# grow with the contrast.
 SHAPE_COLOURS: dict[str, tuple[float, float, float]] = {
-    "red": (0.86, 0.13, 0.13),
-    "green": (0.12, 0.68, 0.20),
-    "blue": (0.16, 0.26, 0.92),
-    "yellow": (0.95, 0.87, 0.15),
-    "white": (0.96, 0.96, 0.96),
+    "red": (0.79, 0.22, 0.22),
+    "green": (0.20, 0.64, 0.27),
+    "blue": (0.23, 0.32, 0.83),
+    "yellow": (0.85, 0.79, 0.23),
+    "white": (0.86, 0.86, 0.86),
 }
 
 # Other words than the shapes', and calmer colours: an object stays visible on every background.
 BACKGROUND_COLOURS: dict[str, tuple[float, float, float]] = {
     "gray": (0.50, 0.50, 0.50),
-    "navy": (0.26, 0.30, 0.52),
-    "brown": (0.52, 0.39, 0.29),
-    "olive": (0.44, 0.50, 0.27),
-    "lavender": (0.62, 0.57, 0.75),
-    "beige": (0.70, 0.63, 0.49),
+    "navy": (0.30, 0.33, 0.52),
+    "brown": (0.52, 0.41, 0.32),
+    "olive": (0.45, 0.50, 0.30),
+    "lavender": (0.60, 0.56, 0.71),
+    "beige": (0.67, 0.61, 0.49),
 }
 
 # Big and unlike each other: every one survives a codec of 16 coefficients a block.
