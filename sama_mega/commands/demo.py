@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -22,7 +23,9 @@ WORLD = ROOT / "world"
 HELD_OUT = ROOT / "held_out"
 STAGE_RUNS = (Path("runs/demo_stage0"), Path("runs/demo_stage1"))
 STAGE_MANIFESTS = (WORLD / "raw.jsonl", WORLD / "pairs.jsonl")
-WORLD_VIDEOS, WORLD_IMAGES, WORLD_SEED, FRAMES = 4000, 12000, 0, 13
+WORLD_VIDEOS, WORLD_IMAGES, WORLD_SEED, FRAMES = 4000, 8000, 0, 13
+NUM_RANKS = min(2, len(os.sched_getaffinity(0)))
+"""The models' matrices are too small for two threads; two ranks use two cores."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _make_worlds()
         for stage, extra in enumerate((options.stage0_manifest, options.stage1_manifest)):
-            _run("train", f"recipes/demo_stage{stage}.yaml", *_data(stage, extra), *options.overrides)
+            recipe = f"recipes/demo_stage{stage}.yaml"
+            _run_on_ranks(NUM_RANKS, "train", recipe, *_data(stage, extra), *options.overrides)
             _run("evaluate", STAGE_RUNS[stage], "synthetic", "--out", ROOT / f"scores_stage{stage}")
         _edit_a_held_out_clip()
     except subprocess.CalledProcessError as error:
@@ -79,9 +83,20 @@ def _edit_a_held_out_clip() -> None:
 
 
 def _run(*arguments: object) -> None:
+    _show_and_run("-m", "sama_mega", *arguments)
+
+
+def _run_on_ranks(num_ranks: int, *arguments: object) -> None:
+    """As ranks of torchrun: each takes half of every step's samples, on one core."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", num_ranks)
+    _show_and_run(*torchrun, "-m", "sama_mega", *arguments)
+
+
+def _show_and_run(*arguments: object) -> None:
     words = [str(argument) for argument in arguments]
-    print(f"\n$ python -m sama_mega {shlex.join(words)}", flush=True)
-    subprocess.run([sys.executable, "-m", "sama_mega", *words], check=True)
+    print(f"\n$ python {shlex.join(words)}", flush=True)
+    # torchrun warns about the variable when it is not set; one thread a rank is what is wanted.
+    subprocess.run([sys.executable, *words], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def _say_where_things_are(seconds: float) -> None:

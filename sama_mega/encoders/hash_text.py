@@ -13,6 +13,7 @@ from torch import Tensor
 _WORD = re.compile(r"[a-z0-9]+")
 _POSITION_WEIGHT = 0.5
 _PAIR_WEIGHT = 0.7
+_REMEMBERED_WORDS = 65536
 
 
 def split_words(prompt: str) -> list[str]:
@@ -40,6 +41,8 @@ class HashTextEncoder:
         self.max_tokens = text_length
         self.text_dim = text_dim
         self._device = device
+        # Words repeat: of a million prompts a few thousand triples are new.
+        self._embed = lru_cache(_REMEMBERED_WORDS)(self._embed_anew)
 
     def count_tokens(self, prompt: str) -> int:
         """Counts a prompt's words, before any truncation."""
@@ -55,7 +58,7 @@ class HashTextEncoder:
                 before = word
         return out.to(self._device)
 
-    def _embed(self, word: str, place: int, before: str) -> Tensor:
+    def _embed_anew(self, word: str, place: int, before: str) -> Tensor:
         """Embeds one word of a prompt."""
         vector = hashed_unit_vector(f"word:{word}", self.text_dim).clone()
         vector += _POSITION_WEIGHT * hashed_unit_vector(f"place:{place}", self.text_dim)

@@ -23,8 +23,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Every command instead of running it."""
     commands: list[list[str]] = []
 
-    def note(command: list[str], *, check: bool) -> None:
+    def note(command: list[str], *, check: bool, env: dict[str, str]) -> None:
         assert check
+        assert env["OMP_NUM_THREADS"] == "1"
         commands.append(command)
 
     monkeypatch.setattr(subprocess, "run", note)
@@ -74,5 +75,6 @@ def test_what_is_printed_is_what_runs(
     printed = [line[2:] for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
     assert [shlex.split(line)[1:] for line in printed] == [command[1:] for command in ran]
     assert {command[0] for command in ran} == {sys.executable}
-    assert [command[3] for command in ran] == ["data", "data", "train", "evaluate", "train", "evaluate", "edit"]
+    names = [command[command.index("sama_mega") + 1] for command in ran]
+    assert names == ["data", "data", "train", "evaluate", "train", "evaluate", "edit"]
     assert ran[1][ran[1].index("--seed") + 1] == str(HELD_OUT_SEED)
