@@ -11,21 +11,21 @@ EDIT_KINDS: tuple[str, ...] = ("recolour", "remove", "add", "replace", "style", 
 # Far apart, so that a recoloured object is well away from what it was; not fully saturated, because errors in pixels
 # grow with the contrast.
 SHAPE_COLOURS: dict[str, tuple[float, float, float]] = {
-    "red": (0.79, 0.22, 0.22),
-    "green": (0.20, 0.64, 0.27),
-    "blue": (0.23, 0.32, 0.83),
-    "yellow": (0.85, 0.79, 0.23),
-    "white": (0.86, 0.86, 0.86),
+    "red": (0.75, 0.26, 0.26),
+    "green": (0.25, 0.62, 0.30),
+    "blue": (0.27, 0.35, 0.78),
+    "yellow": (0.80, 0.75, 0.27),
+    "white": (0.81, 0.81, 0.81),
 }
 
 # Other words than the shapes', and calmer colours: an object stays visible on every background.
 BACKGROUND_COLOURS: dict[str, tuple[float, float, float]] = {
     "gray": (0.50, 0.50, 0.50),
-    "navy": (0.30, 0.33, 0.52),
-    "brown": (0.52, 0.41, 0.32),
-    "olive": (0.45, 0.50, 0.30),
-    "lavender": (0.60, 0.56, 0.71),
-    "beige": (0.67, 0.61, 0.49),
+    "navy": (0.33, 0.36, 0.52),
+    "brown": (0.52, 0.42, 0.35),
+    "olive": (0.46, 0.50, 0.33),
+    "lavender": (0.59, 0.55, 0.68),
+    "beige": (0.64, 0.59, 0.49),
 }
 
 # Big and unlike each other: every one survives a codec of 16 coefficients a block.
@@ -46,8 +46,8 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
 
 
 def default_kind_weights() -> dict[str, float]:
-    """Returns how often each kind of edit is drawn: the hard ones (an object is found and redrawn) more often."""
-    return {"recolour": 4.0, "remove": 3.0, "add": 4.0, "replace": 4.0, "style": 2.0, "background": 3.0}
+    """Returns how often each kind of edit is drawn: the ones that redraw an object in place more often."""
+    return {"recolour": 4.0, "remove": 4.0, "add": 2.5, "replace": 2.5, "style": 1.5, "background": 3.5}
 
 
 @dataclass(frozen=True)
