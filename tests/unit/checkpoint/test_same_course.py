@@ -42,7 +42,7 @@ def test_the_same_recipe_goes_on(checkpoint: Path) -> None:
         ({"data__videos_per_step": 0}, "data.videos_per_step is 2 there and 0 here"),
         ({"train__stage": 1}, "train.stage is 0 there and 1 here"),
         ({"model__ffn_dim": 64}, "model.ffn_dim is 48 there and 64 here"),
-        ({"model__head_init": "xavier"}, "model.head_init is xavier there and zero here"),
+        ({"model__head_init": "zero"}, "model.head_init is xavier there and zero here"),
         ({"data__manifest": "data/more.jsonl"}, "data.manifest is data/raw.jsonl there and data/more.jsonl here"),
         (blend(("data/raw.jsonl", 1.0)), "data.manifest is data/raw.jsonl there and null here"),
     ],
