@@ -71,6 +71,6 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
 
 def test_a_backend_that_is_not_built_is_named() -> None:
     x = torch.zeros(1, 2)
-    with pytest.raises(ValueError, match="triton.*flow_matching"):
+    with pytest.raises(ValueError, match=r"triton.*flow_matching"):
         add_noise(x, x, torch.zeros(1), backend="triton")
     assert torch.equal(add_noise(x, x, torch.zeros(1), backend="reference"), x)

@@ -103,5 +103,5 @@ def test_wrong_frames_and_backends_are_named() -> None:
         pretext(torch.zeros(1, 2, 2, 3), [0])
     with pytest.raises(ValueError, match="T, H, W, 3"):
         pretext(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), [0])
-    with pytest.raises(ValueError, match="triton.*pretext"):
+    with pytest.raises(ValueError, match=r"triton.*pretext"):
         pretext(_frames(1, 2, 2), [0], backend="triton")
