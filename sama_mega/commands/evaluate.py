@@ -14,6 +14,8 @@ from sama_mega.parallel.rank_environment import read_rank_environment
 
 SUITES = ("synthetic",)
 DEFAULT_CLIPS = 16
+REDRAWN_IN_PLACE = ("recolour", "remove", "style", "background")
+"""The kinds that are also scored together: they change what is there, where it is."""
 EDIT_COLUMNS = ("edit", "clips", "success", "inside", "unedited", "outside", "control success")
 MOTION_COLUMNS = ("task", "clips", "restored", "without a model")
 
@@ -74,6 +76,7 @@ def run(
 
 def _score(opened: Any, settings: Any, num_clips: int) -> tuple[list[dict[str, Any]], list[Any]]:
     from sama_data.synth import EDIT_KINDS
+    from sama_mega.inference.scores import score_together
     from sama_mega.inference.synthetic_suite import MOTION_TASKS, SyntheticSuite
     from sama_mega.observe.sampling import sampling_progress
 
@@ -90,7 +93,10 @@ def _score(opened: Any, settings: Any, num_clips: int) -> tuple[list[dict[str, A
         suite = SyntheticSuite(opened, settings, num_clips, on_batch)
         scored: list[tuple[Any, Any]] = list(suite.score_edits() if edits else suite.score_motion())
     # NaN is no JSON: an edit of the whole frame has no outside.
-    rows = [{key: _finite(value) for key, value in asdict(scores).items()} for scores, _ in scored]
+    all_scores = [scores for scores, _ in scored]
+    if edits:
+        all_scores.append(score_together(all_scores, REDRAWN_IN_PLACE))
+    rows = [{key: _finite(value) for key, value in asdict(scores).items()} for scores in all_scores]
     return rows, [example for _, example in scored]
 
 
@@ -127,7 +133,8 @@ def _write(out: Path, scores: list[dict[str, Any]], examples: list[Any]) -> None
 
     try:
         (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-        for row, example in zip(scores, examples, strict=True):
+        # The scores of several kinds together come last and have no example of their own.
+        for row, example in zip(scores, examples, strict=False):
             rows = [(name, frames_from_pixels(pixels).numpy()) for name, pixels in example.rows]
             grid_picture(rows, out / f"{row.get('kind') or row['task']}.png", title=example.label)
     except OSError as error:

@@ -5,6 +5,8 @@ Shape legend: B clips, T H W frames and size; pixels in [-1, 1].
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -78,6 +80,31 @@ def score_edits(
         unedited_db=_mean(psnr(sources, truths, masks)),
         outside_db=_mean(psnr(edits, truths, ~masks)),
         control_success=_share(psnr(controls, truths, masks) > psnr(controls, sources, masks)),
+    )
+
+
+def score_together(scores: Sequence[EditScores], kinds: Sequence[str]) -> EditScores:
+    """Means over the clips of several kinds; a kind without an outside does not count for the outside.
+
+    Args:
+        scores: One a kind.
+        kinds: Which of them.
+    """
+    chosen = [one for one in scores if one.kind in kinds]
+
+    def mean(values: Sequence[float]) -> float:
+        pairs = [(value, one.num_clips) for value, one in zip(values, chosen, strict=True) if not math.isnan(value)]
+        num_clips = sum(clips for _, clips in pairs)
+        return sum(value * clips for value, clips in pairs) / num_clips if num_clips else float("nan")
+
+    return EditScores(
+        kind=" + ".join(one.kind for one in chosen),
+        num_clips=sum(one.num_clips for one in chosen),
+        success=mean([one.success for one in chosen]),
+        inside_db=mean([one.inside_db for one in chosen]),
+        unedited_db=mean([one.unedited_db for one in chosen]),
+        outside_db=mean([one.outside_db for one in chosen]),
+        control_success=mean([one.control_success for one in chosen]),
     )
 
 

@@ -117,9 +117,10 @@ def test_noise_is_the_seeds_and_the_clips_own(recipe: Recipe, encoders: Encoders
     first = KnownModel(keep_source)
     run(recipe, encoders, first, clips, seed=4)
     start = first.calls[0]["latents"]
-    for place in range(3):
-        expected = random_normal(4, place, 0, Stream.SAMPLING_LATENT, start.shape[1:], CPU)
-        torch.testing.assert_close(start[place], expected)
+    for key, stream in (("latents", Stream.SAMPLING_LATENT), ("semantic", Stream.SAMPLING_SEMANTIC)):
+        noise = first.calls[0][key]
+        for place in range(3):
+            torch.testing.assert_close(noise[place], random_normal(4, place, 0, stream, noise.shape[1:], CPU))
     assert not torch.equal(start[0], start[1])
     single, other = KnownModel(keep_source), KnownModel(keep_source)
     run(recipe, encoders, single, clips[:1], seed=4)

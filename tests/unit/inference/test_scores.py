@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sama_mega.inference.scores import PERFECT_DB, mean_db, psnr, score_edits
+from sama_mega.inference.scores import PERFECT_DB, EditScores, mean_db, psnr, score_edits, score_together
 
 SHAPE = (4, 3, 5, 6, 8)
 
@@ -97,3 +97,16 @@ def test_an_edit_of_the_whole_frame_has_no_outside(clips: dict[str, Tensor]) -> 
     clips["masks"] = torch.ones_like(clips["masks"])
     scores = score_edits("style", clips["truths"], clips["truths"], **clips)
     assert math.isnan(scores.outside_db) and not math.isnan(scores.inside_db)
+
+
+def test_several_kinds_together_are_means_over_clips() -> None:
+    recolour = EditScores("recolour", 10, 1.0, 20.0, 8.0, 30.0, 0.2)
+    style = EditScores("style", 30, 0.8, 32.0, 12.0, math.nan, 0.0)
+    add = EditScores("add", 5, 0.0, 1.0, 1.0, 1.0, 1.0)
+    both = score_together([recolour, add, style], ("recolour", "style"))
+    assert both.num_clips == 40
+    assert both.success == pytest.approx((10 * 1.0 + 30 * 0.8) / 40)
+    assert both.inside_db == pytest.approx((10 * 20.0 + 30 * 32.0) / 40)
+    assert both.unedited_db == pytest.approx((10 * 8.0 + 30 * 12.0) / 40)
+    assert both.outside_db == 30.0  # a style has no outside
+    assert both.control_success == pytest.approx(0.05)
