@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -19,15 +21,19 @@ class RunLog:
     Other libraries' loggers stay as they are.
     """
 
-    def __init__(self, log_path: Path | None, *, draws_bar: bool = False) -> None:
+    def __init__(
+        self, log_path: Path | None, *, draws_bar: bool = False, earlier: Sequence[logging.LogRecord] = ()
+    ) -> None:
         """Chooses the targets.
 
         Args:
             log_path: Appended to, or None on ranks that keep no log: they show warnings and errors only.
             draws_bar: A progress bar is on the terminal, so lines of progress stay out of it.
+            earlier: Records of `SetupLog`, written first.
         """
         self._log_path = log_path
         self._draws_bar = draws_bar
+        self._earlier = earlier
         self._handlers: list[logging.Handler] = []
 
     def __enter__(self) -> RunLog:
@@ -39,7 +45,7 @@ class RunLog:
             terminal.addFilter(lambda record: record.name != PROGRESS_LOGGER)
         self._handlers.append(terminal)
         if self._log_path is not None:
-            file = logging.FileHandler(self._log_path, encoding="utf-8")
+            file = _LogFile(self._log_path, encoding="utf-8")
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             self._handlers.append(file)
         for package in _PACKAGES:
@@ -47,6 +53,8 @@ class RunLog:
             logger.setLevel(logging.INFO)
             for handler in self._handlers:
                 logger.addHandler(handler)
+        for record in self._earlier:
+            logging.getLogger(record.name).handle(record)
         return self
 
     def __exit__(
@@ -58,6 +66,48 @@ class RunLog:
                 logging.getLogger(package).removeHandler(handler)
             handler.close()
         self._handlers.clear()
+
+
+class SetupLog(logging.Handler):
+    """While entered, keeps the packages' warnings and errors until the run has a log.
+
+    Attributes:
+        records: What was said so far.
+    """
+
+    def __init__(self) -> None:
+        """Holds nothing yet."""
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a record."""
+        self.records.append(record)
+
+    def __enter__(self) -> SetupLog:
+        """Starts listening."""
+        for package in _PACKAGES:
+            logging.getLogger(package).addHandler(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stops listening."""
+        for package in _PACKAGES:
+            logging.getLogger(package).removeHandler(self)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk ends quietly: what must be kept is written elsewhere, and fails there with a reason."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Says nothing."""
+
+    def close(self) -> None:
+        """Closes the file, whatever the disk says."""
+        with suppress(OSError):
+            super().close()
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]

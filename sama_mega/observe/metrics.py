@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -64,7 +65,9 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file; may be called twice."""
         if self._file is not None:
-            self._file.close()
+            # Every row was flushed when it was written: what a full disk refuses here was refused, and told, before.
+            with suppress(OSError):
+                self._file.close()
             self._file = None
 
     def _cut(self, start_step: int) -> int:

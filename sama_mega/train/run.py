@@ -21,7 +21,7 @@ from sama_mega.config.errors import ConfigError, UserError
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import Encoders, build_encoders
 from sama_mega.observe.environment import describe_environment
-from sama_mega.observe.log import RunLog
+from sama_mega.observe.log import RunLog, SetupLog
 from sama_mega.observe.progress import stderr_is_terminal
 from sama_mega.parallel.collectives import broadcast_object
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
@@ -112,14 +112,16 @@ def open_dataset(recipe: Recipe) -> Dataset:
 def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext) -> RunSummary:
     """Checks everything that can be wrong before it writes anything: a life claimed in vain fences a healthy run."""
     folder = RunFolder(recipe.train.run_folder)
-    encoders = build_encoders(recipe, context.device)
-    loader = build_loader(recipe, dataset, context, folder)
-    _require_samples_for_every_rank(recipe, loader, context)
-    start, lines = _find_start(recipe, folder, context)
-    state = build_train_state(recipe, context, initialize=start is None)
-    _restore(recipe, start, state, context)
+    with SetupLog() as setup:
+        encoders = build_encoders(recipe, context.device)
+        loader = build_loader(recipe, dataset, context, folder)
+        _require_samples_for_every_rank(recipe, loader, context)
+        start, lines = _find_start(recipe, folder, context)
+        state = build_train_state(recipe, context, initialize=start is None)
+        _restore(recipe, start, state, context)
     life = _from_first_rank(context, lambda: _claim_run_folder(recipe))
-    with RunLog(folder.log_path if context.is_first_rank else None, draws_bar=stderr_is_terminal()):
+    log_path, earlier = (folder.log_path, setup.records) if context.is_first_rank else (None, [])
+    with RunLog(log_path, draws_bar=stderr_is_terminal(), earlier=earlier):
         run = Run(recipe, folder, context.is_first_rank, state.step, recipe.train.steps)
         _announce([*lines, _headline(run, dataset, loader, context, state)], context)
         batcher = Batcher(recipe, encoders, context.device)

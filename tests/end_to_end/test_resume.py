@@ -225,10 +225,6 @@ def saved_at_four(world: Path, folder: Path) -> dict[str, Any]:
     return read_plain(folder / "checkpoints/step-00000004")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="log.txt's handler prints tracebacks and its close() raises OSError over MetricsError: exit 1, not 2",
-)
 def test_a_disk_without_room_for_a_line_is_still_one_error_line(
     world: Path, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

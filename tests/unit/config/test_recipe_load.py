@@ -60,9 +60,7 @@ def test_recipe_is_frozen(recipe_file: Path) -> None:
 
 
 def test_resolved_recipe_loads_back_equal(recipe_file: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(
-        recipe_file, ["track.experiment='1e5'", "data.manifest=a.jsonl", "optimizer.eps=1e-12"]
-    )
+    recipe = load_recipe(recipe_file, ["track.experiment='1e5'", "data.manifest=a.jsonl", "optimizer.eps=1e-12"])
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(recipe_to_yaml(recipe))
     assert load_recipe(resolved) == recipe
@@ -72,9 +70,7 @@ def test_plain_values_build_the_same_recipe(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
     assert build_recipe(recipe.model_dump(mode="json")) == recipe
     with pytest.raises(ConfigError, match=r"golden: model.dim \(\"a\"\) must be a whole number"):
-        build_recipe(
-            {**recipe.model_dump(mode="json"), "model": {**recipe.model.model_dump(), "dim": "a"}}, "golden"
-        )
+        build_recipe({**recipe.model_dump(mode="json"), "model": {**recipe.model.model_dump(), "dim": "a"}}, "golden")
 
 
 @pytest.mark.parametrize(
@@ -138,10 +134,7 @@ def test_message_names_file_line_and_value(tmp_path: Path) -> None:
     path.write_text(MINIMAL.replace("steps: 10", "stpes: 10"))
     message = refusal(path)
     # The misspelt required key is unknown and missing: the unknown one is told, the rest is counted.
-    assert (
-        message
-        == f"{path}:4: train.stpes (10) is not a recipe key; the nearest is train.steps (and 1 more to fix)"
-    )
+    assert message == f"{path}:4: train.stpes (10) is not a recipe key; the nearest is train.steps (and 1 more to fix)"
     path.write_text(MINIMAL.replace("  steps: 10\n", ""))
     assert refusal(path) == f"{path}: train.steps is missing"
     path.write_text(MINIMAL.replace("model:", "modle:"))

@@ -40,9 +40,7 @@ def test_micro_batches_sum_to_the_whole_batch() -> None:
     weights = torch.tensor([1.0, 1, 0.25, 0.25, 1, 0.25, 1])
     total = float(weights.sum())
     whole = weighted_share(errors, weights, total)
-    parts = sum(
-        weighted_share(errors[cut], weights[cut], total) for cut in (slice(0, 1), slice(1, 5), slice(5, 7))
-    )
+    parts = sum(weighted_share(errors[cut], weights[cut], total) for cut in (slice(0, 1), slice(1, 5), slice(5, 7)))
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(whole, (errors * weights).sum() / weights.sum())
 

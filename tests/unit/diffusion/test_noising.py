@@ -45,9 +45,7 @@ def test_semantic_features_equal_the_golden_ones(golden: dict[str, torch.Tensor]
 
 def test_golden_levels_are_levels_of_the_schedule(golden: dict[str, torch.Tensor]) -> None:
     schedule = FlowMatchingSchedule(1000, 5.0, "bell")
-    for sigma, timestep, weight in zip(
-        golden["sigmas"], golden["timesteps"], golden["loss_weights"], strict=True
-    ):
+    for sigma, timestep, weight in zip(golden["sigmas"], golden["timesteps"], golden["loss_weights"], strict=True):
         level = int((schedule.train_timesteps - timestep).abs().argmin())
         assert float(schedule.train_sigmas[level]) == float(sigma)
         assert float(schedule.train_weights[level]) == pytest.approx(float(weight), abs=1e-6)

@@ -19,9 +19,7 @@ def _noise(*shape: int) -> Tensor:
 class _PerfectModel:
     """Knows the clean answer: conditional to `clean`, unconditional to `null`."""
 
-    def __init__(
-        self, clean: Tensor, null: Tensor, semantic_clean: Tensor, semantic: str = "velocity"
-    ) -> None:
+    def __init__(self, clean: Tensor, null: Tensor, semantic_clean: Tensor, semantic: str = "velocity") -> None:
         self.clean, self.null, self.semantic_clean, self.semantic = clean, null, semantic_clean, semantic
         self.calls: list[tuple[float, bool]] = []
 
@@ -62,9 +60,7 @@ def test_guidance_extrapolates_both_velocities_in_one_step() -> None:
         return torch.full_like(latents, value), torch.full_like(semantic, -value)
 
     sigmas, timesteps = torch.tensor([1.0, 0.0]), torch.tensor([1000.0])
-    latents, semantic = sample_edit(
-        predict, torch.zeros(1, 16, 1, 2, 2), torch.zeros(1, 5, 8), sigmas, timesteps, 5.0
-    )
+    latents, semantic = sample_edit(predict, torch.zeros(1, 16, 1, 2, 2), torch.zeros(1, 5, 8), sigmas, timesteps, 5.0)
     # 1 + 5 * (3 - 1) = 11, over a step of -1.
     assert torch.equal(latents, torch.full_like(latents, -11.0))
     assert torch.equal(semantic, torch.full_like(semantic, 11.0))

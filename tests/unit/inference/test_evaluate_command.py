@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -70,12 +71,17 @@ def test_a_stage_1_checkpoint_is_scored_by_kind_of_edit(
     out = tmp_path / "deep" / "scores"
     report, table = evaluated(capsys, run_folders[1], "synthetic", "--limit", 2, "--steps", 1, "--out", out)
     assert report["checkpoint"].endswith("step-00000002")
-    assert [row["kind"] for row in report["scores"]] == list(EDIT_KINDS)
-    for row in report["scores"]:
+    *kinds, together = report["scores"]
+    assert [row["kind"] for row in kinds] == list(EDIT_KINDS)
+    for row in kinds:
         assert row["num_clips"] == 2 and row["kind"] in table
         assert 0 <= row["success"] <= 1 and 0 <= row["control_success"] <= 1
         assert row["inside_db"] > 0 and row["unedited_db"] > 0
         assert (row["outside_db"] is None) == (row["kind"] == "style")
+    in_place = [row for row in kinds if row["kind"] in evaluate.REDRAWN_IN_PLACE]
+    assert together["kind"] == "recolour + remove + style + background" and together["num_clips"] == 8
+    assert together["success"] == pytest.approx(fmean(row["success"] for row in in_place))
+    assert together["inside_db"] == pytest.approx(fmean(row["inside_db"] for row in in_place))
     assert json.loads((out / "scores.json").read_text()) == report["scores"]
     assert sorted(path.name for path in out.glob("*.png")) == sorted(f"{kind}.png" for kind in EDIT_KINDS)
 

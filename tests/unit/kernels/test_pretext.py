@@ -91,9 +91,7 @@ def test_tubes_never_overlap_and_can_always_move(t: int, h: int, w: int) -> None
         ([0, 1, 2, 3, 4], (4, 1, 2, 3, 0, 5, 6, 7), "equal shapes"),
     ],
 )
-def test_impossible_plans_are_refused(
-    indices: list[int], order: tuple[int, ...] | None, message: str
-) -> None:
+def test_impossible_plans_are_refused(indices: list[int], order: tuple[int, ...] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pretext(_frames(5, 4, 4), indices, order)
 

@@ -49,9 +49,7 @@ class _Server:
     def create_run(self, experiment_id: str, run_name: str, tags: dict[str, str]) -> SimpleNamespace:
         run_id = f"run{len(self.runs)}"
         info = SimpleNamespace(run_id=run_id, lifecycle_stage="active")
-        self.runs[run_id] = SimpleNamespace(
-            info=info, data=SimpleNamespace(params={}), status="RUNNING", tags=tags
-        )
+        self.runs[run_id] = SimpleNamespace(info=info, data=SimpleNamespace(params={}), status="RUNNING", tags=tags)
         return self.runs[run_id]
 
     def get_run(self, run_id: str) -> SimpleNamespace:

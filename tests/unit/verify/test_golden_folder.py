@@ -102,7 +102,6 @@ def test_sampling_tensors_need_their_settings(folder: Path) -> None:
         read_golden(folder)
 
 
-
 def test_the_recipe_of_a_folder(golden_root: Path) -> None:
     golden = read_golden(golden_root / "edit_tiny")
     recipe = golden_recipe(golden, {"tensor": 2}, KERNELS)
