@@ -134,9 +134,10 @@ def write_edit(clip: EditedClip, out: Path, instruction: str) -> Path:
     """
     picture = out.with_suffix(".png")
     try:
-        write_video(out, clip.edit, clip.fps)
         before_after_picture(clip.source, clip.edit, picture, title=instruction)
+        write_video(out, clip.edit, clip.fps)
     except OSError as error:
+        picture.unlink(missing_ok=True)  # both or none
         raise OutputError(f"{out} cannot be written: {error.strerror or error}: free or change the disk") from error
     return picture
 

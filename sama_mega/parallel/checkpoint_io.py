@@ -45,6 +45,11 @@ SHARD_SUFFIX = ".distcp"
 # At most this many names go into one message.
 NAMES_SHOWN = 3
 
+_FIXES = {
+    "read": ": move it away to use the one before",
+    "write": ": free the disk or change train.run_folder",
+}
+
 
 def save_sharded(state: ShardedState, folder: Path) -> None:
     """Writes a checkpoint's tensors; every rank calls it with its own pieces and flushes them to its disk.
@@ -123,7 +128,7 @@ def read_plain(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
             reader = torch_checkpoint.FileSystemReader(folder)
             torch_checkpoint.load(tensors, storage_reader=reader, no_dist=True)
     except FAILURES as error:
-        raise CheckpointError(f"cannot read the checkpoint {folder}: {_reason(error)}") from error
+        raise CheckpointError(f"cannot read the checkpoint {folder}: {_reason(error)}{_FIXES['read']}") from error
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
 
@@ -173,7 +178,7 @@ def _read_entries(folder: Path) -> dict[str, TensorStorageMetadata]:
     try:
         metadata = torch_checkpoint.FileSystemReader(folder).read_metadata()
     except FAILURES as error:
-        raise CheckpointError(f"cannot read the checkpoint {folder}: {_reason(error)}") from error
+        raise CheckpointError(f"cannot read the checkpoint {folder}: {_reason(error)}{_FIXES['read']}") from error
     entries = metadata.state_dict_metadata
     return {key: entry for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
@@ -206,7 +211,7 @@ def _everywhere(folder: Path, verb: str, work: Callable[[], Result]) -> Result:
     except CheckpointError as error:
         problem = str(error)
     except FAILURES as error:
-        problem = f"cannot {verb} the checkpoint {folder}: {_reason(error)}"
+        problem = f"cannot {verb} the checkpoint {folder}: {_reason(error)}{_FIXES[verb]}"
     problems = [other for other in gather_objects(problem, world_group()) if other is not None]
     if problems:
         raise CheckpointError(problems[0])

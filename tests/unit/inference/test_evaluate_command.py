@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -115,6 +116,35 @@ def test_the_moving_average_is_what_is_scored(run_folders: dict[int, Path], caps
     default, _ = evaluated(capsys, *arguments)
     assert evaluated(capsys, *arguments, "--weights", "ema")[0] == default
     assert evaluated(capsys, *arguments, "--weights", "model")[0] != default
+
+
+class RecordingEditor:
+    """Keeps the prompts that an editor is asked for."""
+
+    def __init__(self, editor: Any) -> None:
+        self.editor = editor
+        self.prompts: list[list[str]] = []
+
+    def edit(self, sources: Any, prompts: list[str], *arguments: Any, **options: Any) -> Any:
+        self.prompts.append(prompts)
+        return self.editor.edit(sources, prompts, *arguments, **options)
+
+
+def test_the_control_is_given_another_clips_instruction(run_folders: dict[int, Path]) -> None:
+    from sama_mega.inference.editor import SamplingSettings
+    from sama_mega.inference.load import open_checkpoint
+    from sama_mega.inference.synthetic_suite import SyntheticSuite
+
+    with open_checkpoint(run_folders[1], "ema") as opened:
+        editor = RecordingEditor(opened.editor)
+        recorded = replace(opened, editor=editor)  # type: ignore[arg-type]
+        list(SyntheticSuite(recorded, SamplingSettings(1, 1.0, 0), 2).score_edits())
+    assert len(editor.prompts) == 2 * len(EDIT_KINDS)
+    for own, others in zip(editor.prompts[::2], editor.prompts[1::2], strict=True):
+        assert len(own) == len(others) == 2
+        assert all(mine.startswith("[Video edit] ") and mine != other for mine, other in zip(own, others, strict=True))
+    asked = [sorted(prompt for prompts in editor.prompts[part::2] for prompt in prompts) for part in (0, 1)]
+    assert asked[0] == asked[1]
 
 
 def test_the_suites_clips_are_of_the_recipes_size(run_folders: dict[int, Path]) -> None:
