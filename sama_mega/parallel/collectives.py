@@ -1,8 +1,8 @@
-"""The few collective calls outside megatron's layers: norm statistics, step statistics, small objects."""
+"""The few collective calls outside megatron's layers: norm and step statistics, small objects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,28 +28,6 @@ def all_reduce_in_place(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch
 def bind_all_reduce(group: dist.ProcessGroup) -> Callable[[torch.Tensor], torch.Tensor]:
     """`all_reduce_in_place` for one group, as the callable that the norm kernels take."""
     return partial(all_reduce_in_place, group=group)
-
-
-def sum_statistics(
-    values: Mapping[str, torch.Tensor | float], group: dist.ProcessGroup, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Sums named scalars over a group in one all-reduce, without waiting for the device.
-
-    float64, so that a sum of per-sample losses does not depend on how samples were dealt to ranks.
-
-    Args:
-        values: Scalars (0-d tensors on `device`, or numbers); every rank must give the same names.
-        group: Ranks to sum over.
-        device: Where the reduction runs.
-
-    Returns:
-        The sums, float64 0-d tensors on `device`, in the order given.
-    """
-    scalars = [torch.as_tensor(value, dtype=torch.float64, device=device).detach() for value in values.values()]
-    if not scalars:
-        return {}
-    summed = all_reduce_in_place(torch.stack([scalar.reshape(()) for scalar in scalars]), group)
-    return dict(zip(values, summed.unbind(), strict=True))
 
 
 def world_group() -> dist.ProcessGroup:

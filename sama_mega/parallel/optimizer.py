@@ -148,7 +148,7 @@ class MegatronAdamW:
     def gradient_norm(self) -> float:
         """Euclidean norm of the global batch's gradient over all parameters.
 
-        The step's only wait for the device. Call after `finalize_gradients`. Whole copies on several tensor
+        Waits for the device. Call after `finalize_gradients`. Whole copies on several tensor
         ranks count once. Not finite when any gradient is not.
         """
         if self._norm is None:
@@ -223,13 +223,6 @@ class MegatronAdamW:
     def masters_to_model(self) -> None:
         """Rounds the masters into the parameters and gathers them on every data rank."""
         self._publish([owned.master for owned in self.owned])
-
-    @torch.no_grad()
-    def model_to_masters(self) -> None:
-        """Takes the parameters as they are now for masters; call after filling parameters from elsewhere."""
-        for owned in self.owned:
-            if not _is_own_master(owned):
-                owned.master.copy_(owned.view_in(owned.parameter))
 
     @contextmanager
     def temporary_weights(self, values: Sequence[torch.Tensor]) -> Iterator[None]:

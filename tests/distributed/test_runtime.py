@@ -85,7 +85,6 @@ def collectives(context: Any) -> dict[str, Any]:
         broadcast_object,
         flattened_all_reduce,
         gather_objects,
-        sum_statistics,
     )
 
     tensor = torch.full((3,), 1.0 + context.rank)
@@ -93,13 +92,11 @@ def collectives(context: Any) -> dict[str, Any]:
     alone = all_reduce_in_place(torch.full((3,), 1.0 + context.rank), context.data_group)
     several = [torch.full((2, 2), float(context.rank)), torch.ones(3, dtype=torch.float64), torch.ones(())]
     flattened_all_reduce(several, context.world_group)
-    sums = sum_statistics({"loss": 0.5, "count": torch.tensor(2)}, context.world_group, context.device)
     return {
         "in_place": returned is tensor and tensor.tolist() == [3.0] * 3,
         "one_rank_group": alone.tolist() == [1.0 + context.rank] * 3,
         "bound": bind_all_reduce(context.tensor_group)(torch.ones(1)).item(),
         "flattened": [value.reshape(-1).tolist() for value in several],
-        "statistics": {name: (value.item(), str(value.dtype)) for name, value in sums.items()},
         "gathered": gather_objects({"rank": context.rank}, context.world_group),
         "broadcast": broadcast_object(f"from {context.rank}", context.world_group),
     }
@@ -165,7 +162,6 @@ def test_collectives(two_ranks: list[dict[str, Any]]) -> None:
         assert out["one_rank_group"]
         assert out["bound"] == 2.0
         assert out["flattened"] == [[1.0] * 4, [2.0] * 3, [2.0]]
-        assert out["statistics"] == {"loss": (1.0, "torch.float64"), "count": (4.0, "torch.float64")}
         assert out["gathered"] == [{"rank": 0}, {"rank": 1}]
         assert out["broadcast"] == "from 0"
 

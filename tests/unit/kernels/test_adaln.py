@@ -10,21 +10,11 @@ import torch
 from torch import Tensor
 
 from sama_kernels.adaln import adaln
+from tests.support.kernel_checks import BFLOAT16_ROUNDOFF, normal, relative_error
 
 EPS = 1e-6
 FLOAT32_LIMIT = 3e-6
 """Relative, L2."""
-BFLOAT16_ROUNDOFF = 2.0**-8
-"""Relative, per element: half the distance between neighbours."""
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def relative_error(ours: Tensor, exact: Tensor) -> float:
-    assert ours.shape == exact.shape
-    return ((ours.double() - exact).norm() / exact.norm()).item()
 
 
 def exact_adaln(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -13,21 +13,11 @@ from torch import Tensor
 
 from sama_kernels.attention import attention
 from sama_kernels.dispatch import BUILT
+from tests.support.kernel_checks import BFLOAT16_ROUNDOFF, normal, relative_error
 
 BACKENDS = BUILT["attention"]
 FLOAT32_LIMIT = 3e-6
 """Relative, L2."""
-BFLOAT16_ROUNDOFF = 2.0**-8
-"""Relative: per element for one rounding, L2 for a backend that also rounds the probabilities."""
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def relative_error(ours: Tensor, exact: Tensor) -> float:
-    assert ours.shape == exact.shape
-    return ((ours.double() - exact).norm() / exact.norm()).item()
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

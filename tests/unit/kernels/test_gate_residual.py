@@ -7,20 +7,10 @@ import torch
 from torch import Tensor
 
 from sama_kernels.gate_residual import gate_residual
+from tests.support.kernel_checks import BFLOAT16_ROUNDOFF, normal, relative_error
 
 FLOAT32_LIMIT = 1e-6
 """Relative, L2."""
-BFLOAT16_ROUNDOFF = 2.0**-8
-"""Relative, per element."""
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def relative_error(ours: Tensor, exact: Tensor) -> float:
-    assert ours.shape == exact.shape
-    return ((ours.double() - exact).norm() / exact.norm()).item()
 
 
 def exact_gate_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:

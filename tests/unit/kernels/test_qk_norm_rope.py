@@ -16,26 +16,16 @@ import torch
 from torch import Tensor
 
 from sama_kernels.qk_norm_rope import RopeTables, SumOverRanks, axis_widths, build_rope_tables, qk_norm_rope
+from tests.support.kernel_checks import BFLOAT16_ROUNDOFF, normal, relative_error
 
 EPS = 1e-6
 FLOAT32_LIMIT = 3e-6
 """Relative, L2."""
-BFLOAT16_ROUNDOFF = 2.0**-8
-"""Relative, per element."""
 WAIT_SECONDS = 20.0
 NAMES = ("q", "k", "grad q", "grad k", "grad q_weight", "grad k_weight")
 
 Grid = tuple[int, int, int]
 Results = dict[str, Tensor]
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def relative_error(ours: Tensor, exact: Tensor) -> float:
-    assert ours.shape == exact.shape
-    return ((ours.double() - exact).norm() / exact.norm()).item()
 
 
 # --- the independent definition ---------------------------------------------------------------------

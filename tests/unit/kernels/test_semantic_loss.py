@@ -12,21 +12,12 @@ import torch
 from torch import Tensor
 
 from sama_kernels.semantic_loss import semantic_head, semantic_loss
+from tests.support.kernel_checks import BFLOAT16_ROUNDOFF, normal, relative_error
 
 EPS = 1e-6
 FLOAT32_LIMIT = 3e-6
 """Relative, L2."""
-BFLOAT16_ROUNDOFF = 2.0**-8
 NAMES = ("hidden", "norm_weight", "norm_bias", "weight", "bias")
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def relative_error(ours: Tensor, exact: Tensor) -> float:
-    assert ours.shape == exact.shape
-    return ((ours.double() - exact).norm() / exact.norm()).item()
 
 
 def exact_head(hidden: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
