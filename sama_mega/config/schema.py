@@ -143,6 +143,9 @@ class ParallelRecipe(Section):
     pipeline: PositiveInt = 1
     data: AutoOrPositive = "auto"
     sequence: bool = True
+    ulysses: AutoOrPositive = "auto"
+    interleave: PositiveInt = 1
+    stage_layers: Annotated[tuple[PositiveInt, ...], Strict(False)] | None = None
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.philox import Stream, random_normal_batch
 from sama_mega.diffusion.sampler import sample_edit
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
 from sama_mega.encoders.interface import Encoders
+from sama_mega.model import ModelInput, ModelOutput
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Editor:
 
     Args:
         recipe: The recipe that the model was trained with.
-        model: On the encoders' device; called as `SamaDiT` is.
+        model: Predicts velocities: a `WholeModel`.
         encoders: Frozen encoders.
         device: Where to compute.
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module, encoders: Encoders, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, model: Callable[[ModelInput], ModelOutput], encoders: Encoders, device: torch.device
+    ) -> None:
         self._recipe = recipe
         self._model = model
         self._encoders = encoders
@@ -85,7 +88,7 @@ class Editor:
         def predict(
             latents: Tensor, semantic: Tensor | None, timestep: Tensor, conditional: bool
         ) -> tuple[Tensor, Tensor | None]:
-            output = self._model(latents, timestep, texts[conditional], source_latents, semantic)
+            output = self._model(ModelInput(latents, timestep, texts[conditional], source_latents, semantic))
             return output.velocity, output.semantic_velocity
 
         sigmas, timesteps = self._schedule.sampling_schedule(settings.steps)

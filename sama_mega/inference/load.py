@@ -12,10 +12,10 @@ from sama_mega.config import load_recipe
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import Encoders, build_encoders
 from sama_mega.inference.editor import Editor
-from sama_mega.model import build_model
+from sama_mega.model import WholeModel, build_model
 from sama_mega.parallel.checkpoint_io import load_sharded
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
-from sama_mega.parallel.sharded_state import shard_parameters
+from sama_mega.parallel.sharded_state import ShardedState, shard_parameters
 from sama_mega.parallel.torch_settings import apply_torch_settings
 
 
@@ -56,16 +56,22 @@ def open_checkpoint(path: Path, weights: str, num_ranks: int = 1) -> Iterator[Op
         f"parallel.tensor={num_ranks}",
         "parallel.context=1",
         "parallel.pipeline=1",
+        "parallel.interleave=1",
+        "parallel.stage_layers=null",
+        "parallel.ulysses=auto",
         "parallel.data=auto",
     ]
     recipe = load_recipe(checkpoint / RECIPE_FILE, layout)
     apply_torch_settings(recipe)
     context = start_parallel(recipe)
     try:
-        model = build_model(recipe, context, initialize=False).eval()
-        load_sharded(shard_parameters(model, context, prefix=f"{weights}."), checkpoint)
+        stages = build_model(recipe, context, initialize=False)
+        pieces: ShardedState = {}
+        for stage in stages:
+            pieces |= shard_parameters(stage.eval(), context, prefix=f"{weights}.")
+        load_sharded(pieces, checkpoint)
         encoders = build_encoders(recipe, context.device)
-        editor = Editor(recipe, model, encoders, context.device)
+        editor = Editor(recipe, WholeModel(stages), encoders, context.device)
         yield OpenCheckpoint(checkpoint, recipe, encoders, editor, context)
     finally:
         stop_parallel()

@@ -7,13 +7,14 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.model.config import transformer_config
 from sama_mega.model.initialize import initialize_weights
-from sama_mega.model.sama_dit import ModelOutput, SamaDiT
+from sama_mega.model.sama_dit import ModelInput, ModelOutput, SamaDiT
+from sama_mega.model.whole import WholeModel
 from sama_mega.parallel.runtime import ParallelContext
 
-__all__ = ["ModelOutput", "SamaDiT", "build_model"]
+__all__ = ["ModelInput", "ModelOutput", "SamaDiT", "WholeModel", "build_model"]
 
 
-def build_model(recipe: Recipe, context: ParallelContext, *, initialize: bool = True) -> SamaDiT:
+def build_model(recipe: Recipe, context: ParallelContext, *, initialize: bool = True) -> list[SamaDiT]:
     """Builds this rank's shard of the model: what `train`, `edit` and `verify` all use.
 
     Args:
@@ -23,16 +24,18 @@ def build_model(recipe: Recipe, context: ParallelContext, *, initialize: bool = 
             caller that fills every parameter.
 
     Returns:
-        The model on the context's device.
+        This rank's pipeline stages on the context's device, in order: one, or several when they are interleaved.
 
     Raises:
         ConfigError: The recipe asks for a kernel that is not built.
     """
     check_kernels(recipe)
-    model = SamaDiT(recipe, transformer_config(recipe, context.layout), context)
+    config = transformer_config(recipe, context.layout)
+    stages = [SamaDiT(recipe, config, context, context.layout.stage(index)) for index in context.stages]
     if initialize:
-        initialize_weights(model, recipe.train.seed)
-    return model
+        for stage in stages:
+            initialize_weights(stage, recipe.train.seed)
+    return stages
 
 
 def check_kernels(recipe: Recipe) -> None:

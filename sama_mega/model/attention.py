@@ -1,18 +1,18 @@
 """Self- and cross-attention with heads split over the tensor-parallel ranks.
 
-Shape legend: s this rank's tokens, S padded tokens of the whole sequence, N its real tokens, L text tokens, B batch,
-h local heads, D head dimension.
+Shape legend: s this rank's tokens between the matrices, S its tokens inside them (those of all its tensor ranks: under
+sequence parallel the linears gather and scatter), L text tokens, B batch, h local heads, D head dimension.
 """
 
 from __future__ import annotations
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from sama_kernels.attention import attention
 from sama_kernels.qk_norm_rope import RopeTables, SumOverRanks, qk_norm_rope
 from sama_mega.config.schema import Recipe
+from sama_mega.model.context_attention import context_attention
 from sama_mega.model.norms import FullWidthNormWeight
 from sama_mega.model.parallel_layers import ColumnLinear, RowLinear
 from sama_mega.parallel.collectives import bind_all_reduce
@@ -41,9 +41,9 @@ class AttentionHeads(nn.Module):
         """``[S, B, h * parts * D]`` -> one ``[S, B, h, D]`` view a part; a head's parts lie side by side."""
         return x.unflatten(-1, (self.local_heads, num_parts, self.head_dim)).unbind(-2)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTables | None) -> Tensor:
-        """``[S, B, h, D]`` q over ``[L, B, h, D]`` k and v -> ``[S, B, h * D]``."""
-        q, k = qk_norm_rope(
+    def _norm(self, q: Tensor, k: Tensor, rope: RopeTables | None) -> tuple[Tensor, Tensor]:
+        """``[S, B, h, D]`` q and ``[L, B, h, D]`` k, normed over all heads and rotated -> ``[B, S or L, h, D]``."""
+        return qk_norm_rope(
             q,
             k,
             self.norm_q(),
@@ -54,8 +54,10 @@ class AttentionHeads(nn.Module):
             sum_over_ranks=self._sum_over_ranks,
             backend=self.kernels.ops,
         )
-        mixed = attention(q, k, v.transpose(0, 1), backend=self.kernels.attention)
-        return mixed.transpose(0, 1).flatten(-2)
+
+    def _project(self, mixed: Tensor) -> Tensor:
+        """``[B, S, h, D]`` -> ``[s, B, dim]``."""
+        return self.o(mixed.transpose(0, 1).flatten(-2))
 
 
 class SelfAttention(AttentionHeads):
@@ -70,14 +72,14 @@ class SelfAttention(AttentionHeads):
     def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
         super().__init__(recipe, config, context)
         self.linear_qkv = ColumnLinear(self.full_width, 3 * self.full_width, config, context)
+        self._context = context
 
     def forward(self, x: Tensor, rope: RopeTables, num_tokens: int) -> Tensor:
-        """``[s, B, dim]`` -> ``[s, B, dim]``; of the gathered tokens only the first ``num_tokens`` take part."""
-        qkv = self.linear_qkv(x)
-        num_padding = qkv.shape[0] - num_tokens
-        q, k, v = self._split_heads(qkv[:num_tokens], 3)
-        mixed = self._attend(q, k, v, rope)
-        return self.o(pad(mixed, (0, 0, 0, 0, 0, num_padding)) if num_padding else mixed)
+        """``[s, B, dim]`` -> ``[s, B, dim]``; of the whole sequence only the first ``num_tokens`` are no padding."""
+        q, k, v = self._split_heads(self.linear_qkv(x), 3)
+        q, k = self._norm(q, k, rope)
+        backend = self.kernels.attention
+        return self._project(context_attention(q, k, v.transpose(0, 1), num_tokens, self._context, backend=backend))
 
 
 class CrossAttention(AttentionHeads):
@@ -98,4 +100,5 @@ class CrossAttention(AttentionHeads):
         """``[s, B, dim]`` and whole text ``[L, B, dim]`` -> ``[s, B, dim]``."""
         (q,) = self._split_heads(self.q(x), 1)
         k, v = self._split_heads(self.linear_kv(text), 2)
-        return self.o(self._attend(q, k, v, None))
+        q, k = self._norm(q, k, None)
+        return self._project(attention(q, k, v.transpose(0, 1), backend=self.kernels.attention))

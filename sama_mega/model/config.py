@@ -32,6 +32,13 @@ def transformer_config(recipe: Recipe, layout: Layout) -> TransformerConfig:
         num_attention_heads=recipe.model.num_heads,
         ffn_hidden_size=recipe.model.ffn_dim,
         tensor_model_parallel_size=layout.tensor,
+        context_parallel_size=layout.context,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.interleave if layout.interleave > 1 else None,
+        # With two pipeline ranks both neighbours are the same rank: one batch of messages could mix them up.
+        batch_p2p_comm=layout.interleave == 1,
+        overlap_p2p_comm=layout.interleave > 1,
+        batch_p2p_sync=False,
         sequence_parallel=layout.sequence and layout.tensor > 1,
         params_dtype=dtype,
         pipeline_dtype=dtype,

@@ -32,15 +32,38 @@ def initialize_weights(model: SamaDiT, seed: int) -> None:
         (Cynthiazxy123/SAMA@5c6bb5b).
     """
     for name, parameter in model.named_parameters():
-        split_dim = getattr(parameter, "partition_dim", -1)
-        num_slices = model.context.layout.tensor if split_dim >= 0 else 1
-        shape = list(parameter.shape)
-        if num_slices > 1:
-            shape[split_dim] *= num_slices
-        whole = torch.empty(shape, dtype=torch.float32)
-        _draw_for(name, model.recipe)(whole, _generator(seed, name))
-        mine = whole if num_slices == 1 else whole.chunk(num_slices, split_dim)[model.context.tensor_rank]
-        parameter.copy_(mine)
+        parameter.copy_(_draw_slice(name, parameter, model, seed, _draw_for(name, model.recipe)))
+
+
+@torch.no_grad()
+def perturb_weights(model: SamaDiT, seed: int) -> None:
+    """Moves fresh weights to where nothing hides a mistake; the same in every layout.
+
+    Fresh biases are zeros and norms ones: one added twice, or a wrong slice of it, would not show. Fresh text
+    embeddings are so small that all keys look alike, and the gradients of cross-attention are what a cancellation
+    leaves.
+
+    Args:
+        model: This rank's shard of fresh weights; mutated.
+        seed: The run's seed.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1 or "modulation" in name or name == "segment_embedding.weight":
+            parameter.add_(_draw_slice(name, parameter, model, seed + 1, _normal(0.2)))
+        elif name.startswith("text_embedding."):
+            parameter.mul_(10)
+
+
+def _draw_slice(name: str, parameter: Tensor, model: SamaDiT, seed: int, draw: Draw) -> Tensor:
+    """Draws a parameter whole and cuts this rank's slice; float32."""
+    split_dim = getattr(parameter, "partition_dim", -1)
+    num_slices = model.context.layout.tensor if split_dim >= 0 else 1
+    shape = list(parameter.shape)
+    if num_slices > 1:
+        shape[split_dim] *= num_slices
+    whole = torch.empty(shape, dtype=torch.float32)
+    draw(whole, _generator(seed, name))
+    return whole if num_slices == 1 else whole.chunk(num_slices, split_dim)[model.context.tensor_rank]
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

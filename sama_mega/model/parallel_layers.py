@@ -2,13 +2,14 @@
 
 Every parameter says how it is spread over the tensor-parallel ranks:
 `tensor_model_parallel` and `partition_dim` when each rank holds a slice, `sequence_parallel` when each rank holds
-all of it but sees only its own tokens, so that its gradient is a partial sum.
+all of it but sees only its own tokens, so that its gradient is a partial sum. `stage_copy` numbers the copies of a
+parameter that every pipeline stage holds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from megatron.core.tensor_parallel.layers import (
@@ -19,7 +20,10 @@ from megatron.core.tensor_parallel.layers import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from sama_mega.parallel.layout import Stage
 from sama_mega.parallel.runtime import ParallelContext
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def _left_to_initialize_weights(_: Tensor) -> None:
@@ -114,6 +118,21 @@ def sees_own_tokens(module: nn.Module, config: TransformerConfig) -> None:
     for parameter in module.parameters():
         tagged: Any = parameter
         tagged.sequence_parallel = config.sequence_parallel
+
+
+def copied_to_stages(module: Module, stage: Stage, context: ParallelContext) -> Module:
+    """Tags all parameters of a module that every pipeline stage has a copy of.
+
+    Each copy's gradient is a partial sum, so `finalize_gradients` adds them up and the copies stay equal. Does nothing
+    where there is one stage.
+    """
+    if context.layout.num_stages > 1:
+        for parameter in module.parameters():
+            tagged: Any = parameter
+            tagged.stage_copy = stage.index
+            # megatron then gives it a bucket of its own, so that data ranks own the same part of it on every stage.
+            tagged.shared_embedding = True
+    return module
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from megatron.core.enums import ModelType
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -28,9 +29,11 @@ from sama_mega.model.embeddings import (
 )
 from sama_mega.model.heads import SemanticHead, VelocityHead
 from sama_mega.model.norms import SegmentEmbedding
+from sama_mega.model.parallel_layers import copied_to_stages
 from sama_mega.model.recompute import run_with_recompute
 from sama_mega.model.token_layout import SEMANTIC, TokenLayout
 from sama_mega.parallel.collectives import all_reduce_in_place
+from sama_mega.parallel.layout import Stage
 from sama_mega.parallel.runtime import ParallelContext
 
 
@@ -51,60 +54,83 @@ class ModelOutput:
     semantic_loss_share: Tensor | None
 
 
+@dataclass(frozen=True)
+class ModelInput:
+    """What the model reads of one micro-batch; every rank of its samples has all of it.
+
+    Attributes:
+        noisy_latents: ``[B, C, T, H, W]`` float32 target latents at the sample's sigma.
+        timesteps: ``[B]`` float32, 1000 * sigma.
+        text: ``[B, L, text_dim]`` float32, zero rows after the prompt.
+        source_latents: ``[B, C, Ts, Hs, Ws]`` float32 clean source; None for text-to-video.
+        noisy_semantic: ``[B, M, F]`` float32 anchor features at the same sigma; None without anchors.
+        semantic_target: ``[B, M, F]`` float32 what the semantic head should predict; given in training.
+    """
+
+    noisy_latents: Tensor
+    timesteps: Tensor
+    text: Tensor
+    source_latents: Tensor | None = None
+    noisy_semantic: Tensor | None = None
+    semantic_target: Tensor | None = None
+
+
 class SamaDiT(MegatronModule):
-    """Wan2.1's video DiT over [source | semantic | target] with type embeddings and a semantic head.
+    """One pipeline stage (often the whole) of Wan2.1's video DiT over [source | semantic | target].
+
+    The first stage embeds the tokens, the last holds the heads. The embeddings of time and text, which every block
+    needs, have a copy on every stage.
 
     Args:
         recipe: The whole recipe.
         config: megatron's configuration of the same recipe and layout.
         context: The running layout.
+        stage: The part to build.
 
     Source: SAMA (arXiv 2603.19228) section 3; ``WanModel`` in Cynthiazxy123/SAMA@5c6bb5b.
     """
 
-    def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
+    def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext, stage: Stage) -> None:
         super().__init__(config)
         self.recipe = recipe
         self.context = context
-        self.patch_embedding = PatchEmbedding(recipe, config, context)
-        self.text_embedding = TextEmbedding(recipe, config, context)
-        self.time_embedding = TimeEmbedding(recipe, config, context)
-        self.segment_embedding: SegmentEmbedding | None = None
-        if recipe.model.roles == "segment":
-            self.segment_embedding = SegmentEmbedding(recipe.model.dim, config, context)
-        self.siglip_feat_mlp = SemanticFeatureMLP(recipe, config, context)
-        self.blocks = nn.ModuleList(SamaBlock(recipe, config, context) for _ in range(recipe.model.num_layers))
-        self.head = VelocityHead(recipe, config, context)
-        self.semantic_head = SemanticHead(recipe, config, context)
+        self.stage = stage
+        self.model_type = ModelType.encoder_or_decoder
+        self._received: Tensor | None = None
+        if stage.is_first:
+            self.patch_embedding = PatchEmbedding(recipe, config, context)
+            self.segment_embedding: SegmentEmbedding | None = None
+            if recipe.model.roles == "segment":
+                self.segment_embedding = SegmentEmbedding(recipe.model.dim, config, context)
+            self.siglip_feat_mlp = SemanticFeatureMLP(recipe, config, context)
+        self.text_embedding = copied_to_stages(TextEmbedding(recipe, config, context), stage, context)
+        self.time_embedding = copied_to_stages(TimeEmbedding(recipe, config, context), stage, context)
+        self.blocks = nn.ModuleDict({str(layer): SamaBlock(recipe, config, context) for layer in stage.layers})
+        if stage.is_last:
+            self.head = VelocityHead(recipe, config, context)
+            self.semantic_head = SemanticHead(recipe, config, context)
 
-    def forward(
-        self,
-        noisy_latents: Tensor,
-        timesteps: Tensor,
-        text: Tensor,
-        source_latents: Tensor | None = None,
-        noisy_semantic: Tensor | None = None,
-        semantic_target: Tensor | None = None,
-    ) -> ModelOutput:
-        """Predicts both velocities; all inputs are whole on every rank.
+    def set_input_tensor(self, received: Tensor | list[Tensor | None] | None) -> None:
+        """Takes what the stage before sent, for the next `forward`; megatron's schedules call it.
 
         Args:
-            noisy_latents: ``[B, C, T, H, W]`` float32 target latents at the sample's sigma.
-            timesteps: ``[B]`` float32, 1000 * sigma.
-            text: ``[B, L, text_dim]`` float32, zero rows after the prompt.
-            source_latents: ``[B, C, Ts, Hs, Ws]`` float32 clean source; None for text-to-video.
-            noisy_semantic: ``[B, M, F]`` float32 anchor features at the same sigma; None without anchors.
-            semantic_target: ``[B, M, F]`` float32 what the semantic head should predict; given in training.
+            received: ``[s, B, dim]``, alone or in a list; None on the first stage.
+        """
+        self._received = received[0] if isinstance(received, list) else received
+
+    def forward(self, given: ModelInput) -> ModelOutput | Tensor:
+        """Runs this stage on one micro-batch.
 
         Returns:
-            The velocity and either the semantic velocity or this rank's share of its loss.
+            On the last stage the velocity and either the semantic velocity or this rank's share of its loss; before
+            it the residual stream ``[s, B, dim]`` for the next stage.
         """
-        layout = self._token_layout(noisy_latents, source_latents, noisy_semantic)
-        hidden = self._embed(layout, noisy_latents, source_latents, noisy_semantic)
-        time, time_modulation = self.time_embedding(timesteps)
-        text_embedded = self.text_embedding(text)
-        rope = self._rope(layout, noisy_latents.device)
-        for block in self.blocks:
+        layout = self._token_layout(given)
+        hidden = self._embed(layout, given) if self.stage.is_first else self._take_received()
+        time, time_modulation = self.time_embedding(given.timesteps)
+        text_embedded = self.text_embedding(given.text)
+        rope = self._rope(layout, hidden.device)
+        for block in self.blocks.values():
             hidden = run_with_recompute(
                 self.recipe.train.recompute,
                 block,
@@ -114,31 +140,41 @@ class SamaDiT(MegatronModule):
                 rope,
                 layout.num_tokens,
             )
-        velocity = self._velocity(layout, hidden, time)
-        if noisy_semantic is None:
-            return ModelOutput(velocity, None, None)
-        if semantic_target is None:
-            return ModelOutput(velocity, self._semantic_velocity(layout, hidden), None)
-        return ModelOutput(velocity, None, self._semantic_loss_share(layout, hidden, semantic_target))
+        return self._output(layout, hidden, time, given) if self.stage.is_last else hidden
 
-    def _token_layout(self, latents: Tensor, source_latents: Tensor | None, semantic: Tensor | None) -> TokenLayout:
-        patch_size = self.recipe.model.patch_size
+    def hidden_shape(self, given: ModelInput) -> tuple[int, int, int]:
+        """``(s, B, dim)``: what stages send each other for a micro-batch."""
+        return self._token_layout(given).tokens_per_shard, given.text.shape[0], self.recipe.model.dim
+
+    def _take_received(self) -> Tensor:
+        received, self._received = self._received, None
+        assert received is not None, f"stage {self.stage.index} received nothing"
+        return received
+
+    def _output(self, layout: TokenLayout, hidden: Tensor, time: Tensor, given: ModelInput) -> ModelOutput:
+        velocity = self._velocity(layout, hidden, time)
+        if given.noisy_semantic is None:
+            return ModelOutput(velocity, None, None)
+        if given.semantic_target is None:
+            return ModelOutput(velocity, self._semantic_velocity(layout, hidden), None)
+        return ModelOutput(velocity, None, self._semantic_loss_share(layout, hidden, given.semantic_target))
+
+    def _token_layout(self, given: ModelInput) -> TokenLayout:
+        patch_size, source = self.recipe.model.patch_size, given.source_latents
         return TokenLayout(
-            source_grid=None if source_latents is None else patch_grid(source_latents, patch_size),
-            num_semantic=0 if semantic is None else semantic.shape[1],
-            target_grid=patch_grid(latents, patch_size),
-            num_shards=self.context.sequence_shards,
+            source_grid=None if source is None else patch_grid(source, patch_size),
+            num_semantic=0 if given.noisy_semantic is None else given.noisy_semantic.shape[1],
+            target_grid=patch_grid(given.noisy_latents, patch_size),
+            num_shards=self.context.layout.sequence_shards,
         )
 
-    def _embed(
-        self, layout: TokenLayout, latents: Tensor, source_latents: Tensor | None, semantic: Tensor | None
-    ) -> Tensor:
+    def _embed(self, layout: TokenLayout, given: ModelInput) -> Tensor:
         """Embeds this rank's tokens only: ``[s, B, dim]``, padding zero."""
-        patch_size = self.recipe.model.patch_size
+        patch_size, source = self.recipe.model.patch_size, given.source_latents
         segments = (
-            None if source_latents is None else patchify(source_latents, patch_size),
-            None if semantic is None else semantic.transpose(0, 1),
-            patchify(latents, patch_size),
+            None if source is None else patchify(source, patch_size),
+            None if given.noisy_semantic is None else given.noisy_semantic.transpose(0, 1),
+            patchify(given.noisy_latents, patch_size),
         )
         types = None if self.segment_embedding is None else self.segment_embedding()
         pieces = []
@@ -150,14 +186,15 @@ class SamaDiT(MegatronModule):
             pieces.append(embedded if types is None else embedded + types[piece.segment])
         num_padding = layout.tokens_per_shard - sum(piece.shape[0] for piece in pieces)
         if num_padding:
-            shape = (num_padding, latents.shape[0], self.recipe.model.dim)
-            dtype = self.patch_embedding.weight.dtype
-            pieces.append(torch.zeros(shape, dtype=dtype, device=latents.device))
+            shape = (num_padding, *pieces[0].shape[1:])
+            pieces.append(torch.zeros(shape, dtype=pieces[0].dtype, device=pieces[0].device))
         return torch.cat(pieces)
 
     def _rope(self, layout: TokenLayout, device: torch.device) -> RopeTables:
         model = self.recipe.model
         shifted = model.roles == "shifted_rope"
+        # Inside attention a context rank holds the tokens of all its tensor ranks.
+        tokens_held = layout.tokens_per_shard * layout.num_shards // self.context.layout.context
         return build_rope_tables(
             model.dim // model.num_heads,
             layout.source_grid,
@@ -165,13 +202,15 @@ class SamaDiT(MegatronModule):
             layout.target_grid,
             source_time_offset=layout.target_grid[0] if shifted else 0,
             rotate_semantic_to_zero=model.semantic_rope == "zero",
+            first_token=self.context.context_rank * tokens_held,
+            num_tokens=tokens_held,
             device=device,
         )
 
     def _velocity(self, layout: TokenLayout, hidden: Tensor, time: Tensor) -> Tensor:
         """The head's output is 64 features a token: cheap to run on every token and to gather whole."""
         patches = self.head(hidden, time).float()
-        if self.context.sequence_shards > 1:
+        if layout.num_shards > 1:
             # Every rank computes the same loss from the whole output, so each keeps its own slice of the gradient.
             patches = gather_from_sequence_parallel_region(
                 patches, tensor_parallel_output_grad=False, group=self.context.sequence_group
@@ -189,7 +228,7 @@ class SamaDiT(MegatronModule):
     def _semantic_velocity(self, layout: TokenLayout, hidden: Tensor) -> Tensor:
         piece, position = layout.shard_segment(self.context.sequence_shard, SEMANTIC)
         mine = self.semantic_head(hidden[position : position + piece.stop - piece.start]).float()
-        if self.context.sequence_shards == 1:
+        if layout.num_shards == 1:
             return mine.transpose(0, 1)
         whole = mine.new_zeros(layout.num_semantic, *mine.shape[1:])
         whole[piece.start : piece.stop] = mine

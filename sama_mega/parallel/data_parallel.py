@@ -1,4 +1,4 @@
-"""Data parallelism: megatron-core's DDP with gradient sums in float32, and what makes gradients final.
+"""Data parallelism: megatron-core's DDP with gradient sums in float32.
 
 Losses are already weighted over the global batch, so data ranks add their gradients. Nothing is averaged:
 ranks may hold different numbers and kinds of samples, and a mean over ranks would weight their samples
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from torch import nn
-
-from sama_mega.parallel.collectives import flattened_all_reduce
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -49,27 +47,6 @@ def wrap_data_parallel(
         average_in_collective=False,
     )
     return DistributedDataParallel(config, ddp_config, module, pg_collection=context.groups)
-
-
-def finalize_gradients(model: DistributedDataParallel, context: ParallelContext) -> None:
-    """Makes `main_grad` the gradient of the global batch, after the step's last backward.
-
-    First the data ranks' gradients are reduce-scattered: from here on only the part of a gradient that this
-    rank's optimizer shard owns is valid. Then parameters that every tensor rank holds whole but applies to
-    its own tokens only (`parameter.sequence_parallel`) get the sum over the tensor ranks, in one message.
-
-    Args:
-        model: The wrapped module; its gradient buffers are **mutated**.
-        context: The running layout.
-    """
-    model.finish_grad_sync()
-    if context.layout.sequence and context.tensor_group.size() > 1:
-        partial = [
-            parameter.main_grad
-            for parameter in model.module.parameters()
-            if parameter.requires_grad and getattr(parameter, "sequence_parallel", False)
-        ]
-        flattened_all_reduce(partial, context.tensor_group)
 
 
 @torch.no_grad()

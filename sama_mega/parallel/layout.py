@@ -7,6 +7,7 @@ refuse an impossible layout before a single process group exists.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 from typing import TYPE_CHECKING
 
 from sama_mega.config.errors import ConfigError
@@ -29,6 +30,23 @@ class Coordinates:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A stretch of the model: consecutive blocks, and what comes before the first and after the last of them.
+
+    Attributes:
+        index: Place in the pipeline; 0 embeds the tokens.
+        layers: The blocks, counted over the whole model.
+        is_first: Whether it embeds the tokens.
+        is_last: Whether it holds the heads.
+    """
+
+    index: int
+    layers: range
+    is_first: bool
+    is_last: bool
+
+
+@dataclass(frozen=True)
 class Layout:
     """How many ways each axis is split; their product is the number of ranks.
 
@@ -39,6 +57,10 @@ class Layout:
         data: Ranks that hold different samples.
         sequence: Whether tensor ranks also share the tokens between the matrices; False at tensor 1.
         world_size: All ranks.
+        stage_layers: Blocks of every pipeline stage, in the model's order. There are `pipeline x interleave` stages;
+            stage i runs on pipeline rank `i % pipeline` as its chunk `i // pipeline`.
+        ulysses: Context ranks that exchange heads for tokens; it divides `context`. Where it is smaller, the rest of
+            the sequence comes by gathering keys and values.
     """
 
     tensor: int
@@ -47,11 +69,32 @@ class Layout:
     data: int
     sequence: bool
     world_size: int
+    stage_layers: tuple[int, ...]
+    ulysses: int = 1
 
     @property
     def model_parallel_size(self) -> int:
         """Ranks that work on the same samples together: tensor x context x pipeline."""
         return self.tensor * self.context * self.pipeline
+
+    @property
+    def sequence_shards(self) -> int:
+        """Ranks that share one sample's tokens between the matrices; 1 when each holds all of them."""
+        return self.context * (self.tensor if self.sequence else 1)
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages: one or, interleaved, several a pipeline rank."""
+        return len(self.stage_layers)
+
+    @property
+    def interleave(self) -> int:
+        """Stages (model chunks) of each pipeline rank."""
+        return self.num_stages // self.pipeline
+
+    def stages_of(self, pipeline_rank: int) -> range:
+        """The stages that one pipeline rank runs, in the order of its chunks."""
+        return range(pipeline_rank, self.num_stages, self.pipeline)
 
     def coordinates(self, rank: int) -> Coordinates:
         """Gives a rank's place on every axis.
@@ -72,13 +115,46 @@ class Layout:
         """Global ranks that work together on the samples of one data-parallel index, in rank order."""
         return [rank for rank in range(self.world_size) if self.coordinates(rank).data == data_index]
 
+    def stage(self, index: int) -> Stage:
+        """Describes one stage."""
+        first_layer = sum(self.stage_layers[:index])
+        layers = range(first_layer, first_layer + self.stage_layers[index])
+        return Stage(index, layers, is_first=index == 0, is_last=index == self.num_stages - 1)
+
+    def split_context_ranks(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Global ranks that exchange heads with each other, and those that gather keys and values from each other.
+
+        Context rank c exchanges within its run of `ulysses` neighbours and gathers across the runs, so that after the
+        exchange every rank holds one stretch of consecutive tokens.
+        """
+        exchanging: dict[tuple[int, ...], list[int]] = {}
+        gathering: dict[tuple[int, ...], list[int]] = {}
+        for rank in range(self.world_size):
+            place = self.coordinates(rank)
+            rest = (place.tensor, place.data, place.pipeline)
+            run, within = divmod(place.context, self.ulysses)
+            exchanging.setdefault((*rest, run), []).append(rank)
+            gathering.setdefault((*rest, within), []).append(rank)
+        return list(exchanging.values()), list(gathering.values())
+
     def describe(self) -> str:
         """One line for terminals and logs."""
         sequence = " + sequence" if self.sequence else ""
         return (
             f"{self.world_size} rank{'s' if self.world_size > 1 else ''}: tensor {self.tensor}{sequence}, "
-            f"context {self.context}, pipeline {self.pipeline}, data {self.data}"
+            f"context {self.context}{self._describe_context()}, pipeline {self.pipeline}{self._describe_stages()}, "
+            f"data {self.data}"
         )
+
+    def _describe_context(self) -> str:
+        if self.context == 1:
+            return ""
+        return f" (exchanging heads over {self.ulysses}, gathering keys and values over {self.context // self.ulysses})"
+
+    def _describe_stages(self) -> str:
+        if self.num_stages == 1:
+            return ""
+        return f" (layers {'+'.join(map(str, self.stage_layers))})"
 
 
 def resolve_layout(recipe: Recipe, world_size: int) -> Layout:
@@ -89,26 +165,26 @@ def resolve_layout(recipe: Recipe, world_size: int) -> Layout:
         world_size: Number of ranks that will run it.
 
     Raises:
-        ConfigError: The layout is impossible or not available; the message names key, value, rule and fix.
+        ConfigError: The layout is impossible; the message names key, value, rule and fix.
     """
     parallel, model = recipe.parallel, recipe.model
     if world_size < 1:
         raise ConfigError(f"the number of ranks ({world_size}) must be at least 1")
-    for axis in ("tensor", "context", "pipeline"):
-        _require_positive(f"parallel.{axis}", getattr(parallel, axis))
+    for key in ("tensor", "context", "pipeline", "interleave"):
+        _require_positive(f"parallel.{key}", getattr(parallel, key))
     _require_divides("parallel.tensor", parallel.tensor, "model.num_heads", model.num_heads)
     _require_divides("parallel.tensor", parallel.tensor, "model.ffn_dim", model.ffn_dim)
-    _require_divides("parallel.context", parallel.context, "model.num_heads", model.num_heads)
-    _require_divides("parallel.pipeline", parallel.pipeline, "model.num_layers", model.num_layers)
-    data = _resolve_data_degree(parallel, world_size)
-    _require_available(parallel)
+    ulysses = _resolve_ulysses(parallel, model.num_heads)
+    stage_layers = _resolve_stage_layers(parallel, model.num_layers)
     return Layout(
         tensor=parallel.tensor,
         context=parallel.context,
         pipeline=parallel.pipeline,
-        data=data,
+        data=_resolve_data_degree(parallel, world_size),
         sequence=bool(parallel.sequence) and parallel.tensor > 1,
         world_size=world_size,
+        stage_layers=stage_layers,
+        ulysses=ulysses,
     )
 
 
@@ -120,6 +196,51 @@ def _require_positive(key: str, value: int) -> None:
 def _require_divides(key: str, degree: int, of_key: str, total: int) -> None:
     if total % degree:
         raise ConfigError(f"{key} ({degree}) must divide {of_key} ({total}): use {_join(_divisors(total))}")
+
+
+def _resolve_ulysses(parallel: ParallelRecipe, num_heads: int) -> int:
+    """Exchanging heads sends the least; it goes as far as the heads of a tensor rank can be shared out."""
+    heads = num_heads // parallel.tensor
+    most = gcd(parallel.context, heads)
+    if parallel.ulysses == "auto":
+        return most
+    allowed = [degree for degree in range(1, most + 1) if most % degree == 0]
+    if parallel.ulysses not in allowed:
+        raise ConfigError(
+            f"parallel.ulysses ({parallel.ulysses}) must divide parallel.context ({parallel.context}) and the heads of "
+            f"a tensor rank (model.num_heads / parallel.tensor = {heads}): use {_join(allowed)} or auto"
+        )
+    return parallel.ulysses
+
+
+def _resolve_stage_layers(parallel: ParallelRecipe, num_layers: int) -> tuple[int, ...]:
+    """Blocks of every stage: as the recipe lists them, else as even as can be, the first stages taking the rest."""
+    pipeline, interleave = parallel.pipeline, parallel.interleave
+    if pipeline == 1 and interleave > 1:
+        raise ConfigError(
+            f"parallel.interleave ({interleave}) needs parallel.pipeline above 1: use parallel.interleave=1"
+        )
+    num_stages = pipeline * interleave
+    stages = f"parallel.pipeline x interleave ({pipeline} x {interleave} = {num_stages})"
+    if num_stages > num_layers:
+        raise ConfigError(
+            f"{stages} must be at most model.num_layers ({num_layers}), a block for every stage: use "
+            f"parallel.pipeline={max(1, min(pipeline, num_layers // interleave))} or fewer, or a smaller interleave"
+        )
+    listed = parallel.stage_layers
+    if listed is None:
+        each, rest = divmod(num_layers, num_stages)
+        return tuple(each + (stage < rest) for stage in range(num_stages))
+    if len(listed) != num_stages:
+        raise ConfigError(
+            f"parallel.stage_layers ({list(listed)}) has {len(listed)} entries and must have one a stage, {stages}"
+        )
+    if sum(listed) != num_layers:
+        raise ConfigError(
+            f"parallel.stage_layers ({list(listed)}) sums to {sum(listed)} and must sum to model.num_layers "
+            f"({num_layers})"
+        )
+    return tuple(listed)
 
 
 def _resolve_data_degree(parallel: ParallelRecipe, world_size: int) -> int:
@@ -142,17 +263,6 @@ def _resolve_data_degree(parallel: ParallelRecipe, world_size: int) -> int:
             f"or start {wanted} ranks"
         )
     return data
-
-
-def _require_available(parallel: ParallelRecipe) -> None:
-    """Refuses the axes whose communication is not built yet, instead of computing something else."""
-    for axis in ("context", "pipeline"):
-        degree = getattr(parallel, axis)
-        if degree > 1:
-            raise ConfigError(
-                f"parallel.{axis} ({degree}) is not available yet: this version has tensor, sequence and "
-                f"data parallelism only; use parallel.{axis}=1 and a larger parallel.tensor or more ranks"
-            )
 
 
 def _divisors(total: int, start: int = 2) -> list[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from torch import nn
 
 from sama_mega.parallel.cpu_shim import cuda_literals_on_cpu
 from sama_mega.parallel.data_parallel import strip_wrappers, synchronize_parameters
-from sama_mega.parallel.sharded_state import ShardedState, partition_axis, shard_flat_run
+from sama_mega.parallel.sharded_state import ShardedState, partition_axis, shard_flat_run, stage_copy
 
 if TYPE_CHECKING:
     from sama_mega.config import Recipe
@@ -48,18 +48,31 @@ class OwnedSlice:
     master: torch.Tensor
 
     @property
+    def stage_copy(self) -> int | None:
+        """Number of this copy of a parameter that every pipeline stage holds, None for all others."""
+        return stage_copy(self.parameter)
+
+    @property
     def gradient(self) -> torch.Tensor:
         """float32 gradient of the part, [end - start]; there between `gradient_norm` and the next `zero_grad`."""
         assert self.master.grad is not None, self.name
         return self.master.grad
+
+    @property
+    def main_grad(self) -> torch.Tensor:
+        """The part of the parameter's gradient where backward passes add it up: float32, 1-D, a view."""
+        parameter: Any = self.parameter
+        return self.view_in(parameter.main_grad)
 
     def view_in(self, whole: torch.Tensor) -> torch.Tensor:
         """The same part of another tensor of the parameter's shape, as a 1-D view."""
         return whole.detach().view(-1)[self.start : self.end]
 
 
-def build_optimizer(recipe: Recipe, model: DistributedDataParallel, context: ParallelContext) -> MegatronAdamW:
-    """Creates the optimizer of a wrapped model.
+def build_optimizer(
+    recipe: Recipe, stages: Sequence[DistributedDataParallel], context: ParallelContext
+) -> MegatronAdamW:
+    """Creates the optimizer of a rank's wrapped pipeline stages.
 
     Weight decay is decoupled and applies to every parameter, biases and norms included: the released training
     code uses plain AdamW over all parameters, and megatron's habit of exempting one-dimensional ones is not
@@ -67,11 +80,11 @@ def build_optimizer(recipe: Recipe, model: DistributedDataParallel, context: Par
 
     Args:
         recipe: `optimizer` is read.
-        model: From `wrap_data_parallel`; bfloat16 parameters get float32 masters, float32 ones are their own.
+        stages: From `wrap_data_parallel`; bfloat16 parameters get float32 masters, float32 ones are their own.
         context: The running layout.
     """
     settings = recipe.optimizer
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for stage in stages for parameter in stage.parameters() if parameter.requires_grad]
     # Built here and not by megatron's factory: that one takes Transformer Engine's Adam wherever it is
     # installed, whose state differs, and a checkpoint must not depend on what else a machine has.
     adam = torch.optim.AdamW(
@@ -98,15 +111,15 @@ def build_optimizer(recipe: Recipe, model: DistributedDataParallel, context: Par
             config,
             grad_scaler=None,
             init_state_fn=None,
-            model_chunks=[model],
-            per_model_buffers={0: model.buffers},
+            model_chunks=list(stages),
+            per_model_buffers={index: stage.buffers for index, stage in enumerate(stages)},
             data_parallel_group=context.groups.dp_cp,
             data_parallel_group_gloo=None,
             data_parallel_group_idx=context.groups.mp.rank(),
             distributed_optimizer_instance_id=0,
         )
     _detach_float32_masters(distributed)
-    return MegatronAdamW(distributed, model, context)
+    return MegatronAdamW(distributed, stages, context)
 
 
 class MegatronAdamW:
@@ -122,14 +135,14 @@ class MegatronAdamW:
     """
 
     def __init__(
-        self, distributed: DistributedOptimizer, model: DistributedDataParallel, context: ParallelContext
+        self, distributed: DistributedOptimizer, stages: Sequence[DistributedDataParallel], context: ParallelContext
     ) -> None:
         """Used by `build_optimizer`."""
         self._distributed = distributed
-        self._model = model
+        self._stages = stages
         self._context = context
         self._norm: float | None = None
-        self.owned = tuple(_find_owned(distributed, model))
+        self.owned = tuple(_find_owned(distributed, stages))
 
     @property
     def steps_taken(self) -> int:
@@ -140,7 +153,8 @@ class MegatronAdamW:
     def zero_grad(self) -> None:
         """Clears the gradient buffers; call before the first backward of a step."""
         self._norm = None
-        self._model.zero_grad_buffer()
+        for stage in self._stages:
+            stage.zero_grad_buffer()
         # The buffers alone are not enough: masters would keep last step's gradient views.
         self._distributed.zero_grad()
 
@@ -149,7 +163,7 @@ class MegatronAdamW:
         """Euclidean norm of the global batch's gradient over all parameters.
 
         Waits for the device. Call after `finalize_gradients`. Whole copies on several tensor
-        ranks count once. Not finite when any gradient is not.
+        ranks, and the pipeline stages' copies, count once. Not finite when any gradient is not.
         """
         if self._norm is None:
             self._distributed.prepare_grads()
@@ -186,7 +200,8 @@ class MegatronAdamW:
         Saving writes these tensors, loading fills them in place (then call `finish_loading`). In a float32
         model the parameters themselves are the masters, so no masters are saved.
         """
-        synchronize_parameters(self._model)
+        for stage in self._stages:
+            synchronize_parameters(stage)
         state: ShardedState = {}
         for owned in self.owned:
             moments = self._moments(owned)
@@ -251,10 +266,12 @@ class MegatronAdamW:
             target = owned.view_in(owned.parameter)
             if target.data_ptr() != value.data_ptr():
                 target.copy_(value)
-        self._model.start_param_sync(force_sync=True)
+        for stage in self._stages:
+            synchronize_parameters(stage)
 
     def _counts(self, owned: OwnedSlice) -> bool:
-        return partition_axis(owned.parameter) is not None or self._context.tensor_rank == 0
+        is_slice = partition_axis(owned.parameter) is not None
+        return not owned.stage_copy and (is_slice or self._context.tensor_rank == 0)
 
     def _moments(self, owned: OwnedSlice) -> dict[str, torch.Tensor]:
         """AdamW's state of one slice, created as AdamW itself would at the first step."""
@@ -283,13 +300,13 @@ def _detach_float32_masters(distributed: DistributedOptimizer) -> None:
         group["params"] = [replaced.get(master, master) for master in group["params"]]
 
 
-def _find_owned(distributed: DistributedOptimizer, model: DistributedDataParallel) -> Iterator[OwnedSlice]:
+def _find_owned(distributed: DistributedOptimizer, stages: Sequence[DistributedDataParallel]) -> Iterator[OwnedSlice]:
     """Pairs every parameter with its master.
 
     By megatron's own aligned lists: its index map finds the wrong master when a group mixes float32 and
     bfloat16 parameters and the first one is bfloat16.
     """
-    names = {parameter: strip_wrappers(name) for name, parameter in model.named_parameters()}
+    names = {parameter: strip_wrappers(name) for stage in stages for name, parameter in stage.named_parameters()}
     pairs = (
         (distributed.model_fp32_groups, distributed.shard_fp32_groups),
         (distributed.model_float16_groups, distributed.shard_fp32_from_float16_groups),

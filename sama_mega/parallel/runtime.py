@@ -43,6 +43,9 @@ class ParallelContext:
         rank, world_size: Global rank, number of ranks.
         tensor_rank, context_rank, pipeline_rank, data_rank: Place along every axis.
         tensor_group: Ranks sharing weight matrices.
+        pipeline_group: Ranks sharing the stack of blocks, otherwise in the same place.
+        ulysses_group: Context ranks that exchange heads for tokens; neighbours in the sequence.
+        key_value_group: Context ranks that gather each other's keys and values: one of every `ulysses_group`.
         data_group: Ranks holding other samples, otherwise in the same place.
         model_group: Ranks working on the same samples (tensor x context x pipeline).
         world_group: All ranks.
@@ -58,28 +61,30 @@ class ParallelContext:
     pipeline_rank: int
     data_rank: int
     tensor_group: dist.ProcessGroup
+    pipeline_group: dist.ProcessGroup
+    ulysses_group: dist.ProcessGroup
+    key_value_group: dist.ProcessGroup
     data_group: dist.ProcessGroup
     model_group: dist.ProcessGroup
     world_group: dist.ProcessGroup
     groups: ProcessGroupCollection
 
     @property
-    def sequence_shards(self) -> int:
-        """Ranks that share one sample's tokens between the matrices; 1 when each holds all of them."""
-        return self.layout.context * (self.layout.tensor if self.layout.sequence else 1)
-
-    @property
     def sequence_shard(self) -> int:
-        """This rank's place among them, in token order."""
+        """This rank's place, in token order, among the `layout.sequence_shards` that share a sample's tokens."""
         if not self.layout.sequence:
             return self.context_rank
         return self.context_rank * self.layout.tensor + self.tensor_rank
 
     @property
     def sequence_group(self) -> dist.ProcessGroup:
-        """The ranks that share one sample's tokens; only to be asked for when there are several."""
-        assert self.layout.sequence and self.layout.context == 1, self.layout
-        return self.tensor_group
+        """The ranks that share one sample's tokens, in token order."""
+        return self.groups.tp_cp if self.layout.sequence else self.groups.cp
+
+    @property
+    def stages(self) -> range:
+        """The pipeline stages that this rank runs."""
+        return self.layout.stages_of(self.pipeline_rank)
 
     @property
     def reports_samples(self) -> bool:
@@ -168,7 +173,8 @@ def solo_context(context: ParallelContext) -> ParallelContext:
     """
     own_group = _own_group([[rank] for rank in range(context.world_size)], "SOLO")
     names = [field.name for field in fields(ProcessGroupCollection) if hasattr(context.groups, field.name)]
-    layout = Layout(tensor=1, context=1, pipeline=1, data=1, sequence=False, world_size=1)
+    num_layers = sum(context.layout.stage_layers)
+    layout = Layout(1, 1, 1, 1, sequence=False, world_size=1, stage_layers=(num_layers,))
     return ParallelContext(
         device=context.device,
         layout=layout,
@@ -179,6 +185,9 @@ def solo_context(context: ParallelContext) -> ParallelContext:
         pipeline_rank=0,
         data_rank=0,
         tensor_group=own_group,
+        pipeline_group=own_group,
+        ulysses_group=own_group,
+        key_value_group=own_group,
         data_group=own_group,
         model_group=own_group,
         world_group=own_group,
@@ -268,6 +277,8 @@ def _describe_rank(layout: Layout, device: torch.device, timeout_seconds: float)
         groups.dp.rank(),
         groups.pp.rank(),
     ), (place, rank)
+    timeout = timedelta(seconds=timeout_seconds)
+    ulysses_group, key_value_group = _context_groups(layout, groups, timeout)
     return ParallelContext(
         device=device,
         layout=layout,
@@ -278,19 +289,32 @@ def _describe_rank(layout: Layout, device: torch.device, timeout_seconds: float)
         pipeline_rank=place.pipeline,
         data_rank=place.data,
         tensor_group=groups.tp,
+        pipeline_group=groups.pp,
+        ulysses_group=ulysses_group,
+        key_value_group=key_value_group,
         data_group=groups.dp,
-        model_group=_model_group(layout, groups, timeout_seconds),
+        model_group=_model_group(layout, groups, timeout),
         world_group=world_group(),
         groups=groups,
     )
 
 
-def _model_group(layout: Layout, groups: ProcessGroupCollection, timeout_seconds: float) -> dist.ProcessGroup:
+def _context_groups(
+    layout: Layout, groups: ProcessGroupCollection, timeout: timedelta
+) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """The two ways in which context ranks meet: exchanging heads, gathering keys and values."""
+    if layout.context == 1:
+        return groups.cp, groups.cp
+    exchanging, gathering = layout.split_context_ranks()
+    return _own_group(exchanging, "ULYSSES", timeout), _own_group(gathering, "KEY_VALUE", timeout)
+
+
+def _model_group(layout: Layout, groups: ProcessGroupCollection, timeout: timedelta) -> dist.ProcessGroup:
     """All ranks of a sample; megatron's `mp` is tensor x pipeline and leaves out context."""
     if layout.context == 1:
         return groups.mp
     members = [layout.ranks_of_data_index(data_index) for data_index in range(layout.data)]
-    return _own_group(members, "MODEL_WITH_CONTEXT", timedelta(seconds=timeout_seconds))
+    return _own_group(members, "MODEL_WITH_CONTEXT", timeout)
 
 
 def _own_group(

@@ -59,7 +59,7 @@ def shard_parameters(
             or filled instead of the parameters. Exactly one for each parameter.
 
     Returns:
-        Checkpoint key -> piece. The pieces alias the tensors: loading fills them in place.
+        Entry -> piece, whose `key` is the checkpoint's. The pieces alias the tensors: loading fills them in place.
     """
     parameters = parameter_names(module)
     assert not _persistent_buffers(module), _persistent_buffers(module)
@@ -71,13 +71,14 @@ def shard_parameters(
         assert data.shape == parameter.shape, (name, data.shape, parameter.shape)
         axis = partition_axis(parameter)
         offsets = [] if axis is None else [(axis, context.tensor_rank, context.layout.tensor)]
-        state[prefix + name] = ShardedTensor.from_rank_offsets(
+        copy = stage_copy(parameter) or 0
+        state[_entry(prefix + name, copy)] = ShardedTensor.from_rank_offsets(
             prefix + name,
             data,
             *offsets,
-            # Only the replica (0, 0, 0) is written: data ranks, and tensor ranks of a whole parameter, are
-            # copies.
-            replica_id=(0, _tensor_replica(parameter, context), context.groups.dp_cp.rank()),
+            # Only the replica (0, 0, 0) is written: data ranks, tensor ranks of a whole parameter and some parameters'
+            # pipeline stages are copies.
+            replica_id=(copy, _tensor_replica(parameter, context), context.groups.dp_cp.rank()),
         )
     return state
 
@@ -103,11 +104,12 @@ def shard_flat_run(
         global_shape[axis] *= context.layout.tensor
         origin[axis] = context.tensor_rank * parameter.shape[axis]
     state: ShardedState = {}
+    copy = stage_copy(parameter) or 0
     taken = 0
     for index, box in enumerate(split_flat_run(tuple(parameter.shape), start, start + run.numel())):
         data = run.detach()[taken : taken + box.num_elements].view(box.shape)
         taken += box.num_elements
-        state[f"{key}#{index}"] = ShardedTensor(
+        state[_entry(f"{key}#{index}", copy)] = ShardedTensor(
             key=key,
             data=data,
             dtype=data.dtype,
@@ -116,7 +118,7 @@ def shard_flat_run(
             global_offset=tuple(first + inside for first, inside in zip(origin, box.offset, strict=True)),
             # None: pieces of different shapes, not a regular grid.
             axis_fragmentations=None,
-            replica_id=(0, _tensor_replica(parameter, context), 0),
+            replica_id=(copy, _tensor_replica(parameter, context), 0),
         )
     return state
 
@@ -165,6 +167,16 @@ def partition_axis(parameter: nn.Parameter) -> int | None:
     axis = getattr(parameter, "partition_dim", -1)
     assert 0 <= axis < parameter.dim(), (axis, tuple(parameter.shape))
     return axis
+
+
+def stage_copy(parameter: nn.Parameter) -> int | None:
+    """Number of this copy of a parameter that every pipeline stage holds; None for one that a single stage has."""
+    return getattr(parameter, "stage_copy", None)
+
+
+def _entry(key: str, copy: int) -> str:
+    """Name of a piece in a rank's state; interleaved stages put several copies of a parameter on one rank."""
+    return f"{key}@{copy}" if copy else key
 
 
 def _tensor_replica(parameter: nn.Parameter, context: ParallelContext) -> int:

@@ -13,7 +13,7 @@ from sama_mega.config.errors import CheckpointError
 from sama_mega.config.schema import Recipe
 from sama_mega.parallel.checkpoint_io import load_sharded
 from sama_mega.parallel.runtime import ParallelContext
-from sama_mega.parallel.sharded_state import ShardedState, shard_parameters
+from sama_mega.parallel.sharded_state import ShardedState
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.state import TrainState
 
@@ -69,7 +69,7 @@ def load_initial_weights(checkpoint: Path, weights: str, state: TrainState) -> N
 def _whole_state(state: TrainState, context: ParallelContext) -> ShardedState:
     """All tensors of a run. In a float32 model the parameters are the masters, and are saved once, as the model."""
     return {
-        **shard_parameters(state.model.module, context, prefix="model."),
+        **state.optimizer.sharded_masters("model.", [one.view_in(one.parameter) for one in state.optimizer.owned]),
         **state.optimizer.sharded_masters("ema.", state.average.values),
         **state.optimizer.sharded_state("optimizer."),
     }

@@ -9,12 +9,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.losses import flow_matching_error
 from sama_mega.diffusion.noising import draw_noise_levels, noise_latents, noise_semantic_features
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
+from sama_mega.model import ModelInput, ModelOutput
 from sama_mega.train.batch import MicroBatch
 
 
@@ -23,23 +24,13 @@ class NoisedBatch:
     """What the model reads and what it must predict.
 
     Attributes:
-        noisy_latents: ``[B, C, T, H, W]`` float32.
-        velocity_target: Same shape, float32.
-        noisy_semantic: ``[B, M, F]`` float32, or None without semantic tokens.
-        semantic_target: Same shape, float32, or None.
-        source_latents: ``[B, C, Ts, Hs, Ws]`` float32, or None for text-to-video.
-        text: ``[B, L, text_dim]`` float32.
-        timesteps: ``[B]`` float32, 1000 * sigma.
+        given: What the model reads, the semantic target included.
+        velocity_target: ``[B, C, T, H, W]`` float32.
         timestep_weights: ``[B]`` float32, of the flow-matching error.
     """
 
-    noisy_latents: Tensor
+    given: ModelInput
     velocity_target: Tensor
-    noisy_semantic: Tensor | None
-    semantic_target: Tensor | None
-    source_latents: Tensor | None
-    text: Tensor
-    timesteps: Tensor
     timestep_weights: Tensor
 
 
@@ -66,28 +57,19 @@ def noise_micro_batch(batch: MicroBatch, schedule: FlowMatchingSchedule, recipe:
     semantic = noise_semantic_features(
         batch.semantic_features, seed, indices, epochs, levels.sigmas, recipe.anchor.target, backend=backend
     )
-    return NoisedBatch(
+    given = ModelInput(
         noisy_latents=latents.noisy,
-        velocity_target=latents.target,
+        timesteps=levels.timesteps,
+        text=batch.text,
+        source_latents=batch.source_latents,
         noisy_semantic=semantic.noisy,
         semantic_target=semantic.target,
-        source_latents=batch.source_latents,
-        text=batch.text,
-        timesteps=levels.timesteps,
-        timestep_weights=levels.weights,
     )
+    return NoisedBatch(given, velocity_target=latents.target, timestep_weights=levels.weights)
 
 
-def forward_errors(model: nn.Module, noised: NoisedBatch, backend: str) -> SampleErrors:
-    """Runs the model on one micro-batch and measures both errors."""
-    output = model(
-        noised.noisy_latents,
-        noised.timesteps,
-        noised.text,
-        noised.source_latents,
-        noised.noisy_semantic,
-        noised.semantic_target,
-    )
+def measure_errors(output: ModelOutput, noised: NoisedBatch, backend: str) -> SampleErrors:
+    """Measures both errors of the model's output."""
     flow_matching = flow_matching_error(
         output.velocity, noised.velocity_target, noised.timestep_weights, backend=backend
     )
@@ -98,7 +80,8 @@ def forward_errors(model: nn.Module, noised: NoisedBatch, backend: str) -> Sampl
 def count_tokens(noised: NoisedBatch, recipe: Recipe) -> int:
     """Tokens of one sample's sequence, without padding."""
     patch = math.prod(recipe.model.patch_size)
-    tokens = noised.noisy_latents[0, 0].numel() // patch
-    if noised.source_latents is not None:
-        tokens += noised.source_latents[0, 0].numel() // patch
-    return tokens + (0 if noised.noisy_semantic is None else noised.noisy_semantic.shape[1])
+    given = noised.given
+    tokens = given.noisy_latents[0, 0].numel() // patch
+    if given.source_latents is not None:
+        tokens += given.source_latents[0, 0].numel() // patch
+    return tokens + (0 if given.noisy_semantic is None else given.noisy_semantic.shape[1])

@@ -234,7 +234,7 @@ def _batches(loader: SampleLoader, start_step: int, total_steps: int) -> Generat
 
 
 def _headline(run: Run, dataset: Dataset, loader: SampleLoader, context: ParallelContext, state: TrainState) -> str:
-    num_parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    num_parameters = sum(parameter.numel() for stage in state.stages for parameter in stage.parameters())
     num_videos = loader.num_slots - loader.num_image_slots
     return (
         f"stage {run.recipe.train.stage}: steps {run.start_step}..{run.total_steps} of"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sama_mega.config.schema import Recipe
-from sama_mega.model import build_model
+from sama_mega.model import WholeModel, build_model
 from sama_mega.parallel.data_parallel import DistributedDataParallel, wrap_data_parallel
 from sama_mega.parallel.optimizer import MegatronAdamW, build_optimizer
 from sama_mega.parallel.runtime import ParallelContext
@@ -17,18 +17,24 @@ class TrainState:
     """Weights, optimizer, moving average and position of a run on this rank; mutated by training.
 
     Attributes:
-        model: The model inside megatron's DistributedDataParallel; `model.module` is the model.
+        stages: This rank's pipeline stages (one, unless they are interleaved), each inside megatron's
+            DistributedDataParallel.
         optimizer: Its optimizer.
         average: Moving average of the weights.
         step: Finished optimizer steps.
         samples_seen: Samples of all of them, over all ranks.
     """
 
-    model: DistributedDataParallel
+    stages: list[DistributedDataParallel]
     optimizer: MegatronAdamW
     average: WeightAverage
     step: int = 0
     samples_seen: int = 0
+
+    @property
+    def model(self) -> WholeModel:
+        """The model of all stages, for predictions."""
+        return WholeModel([stage.module for stage in self.stages])
 
 
 def build_train_state(recipe: Recipe, context: ParallelContext, *, initialize: bool) -> TrainState:
@@ -39,8 +45,10 @@ def build_train_state(recipe: Recipe, context: ParallelContext, *, initialize: b
         context: The running layout.
         initialize: Whether to draw fresh weights; False when a checkpoint fills them.
     """
-    module = build_model(recipe, context, initialize=initialize)
-    model = wrap_data_parallel(recipe, module, module.config, context)
-    optimizer = build_optimizer(recipe, model, context)
+    stages = [
+        wrap_data_parallel(recipe, stage, stage.config, context)
+        for stage in build_model(recipe, context, initialize=initialize)
+    ]
+    optimizer = build_optimizer(recipe, stages, context)
     average = WeightAverage(optimizer, recipe.optimizer.ema_decay, recipe.optimizer.ema_ramp)
-    return TrainState(model, optimizer, average)
+    return TrainState(stages, optimizer, average)

@@ -6,17 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sama_data.loader import Sample, StepSamples
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.losses import sama_loss
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
-from sama_mega.parallel.data_parallel import finalize_gradients
+from sama_mega.model import ModelOutput
+from sama_mega.parallel.gradients import finalize_gradients
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.parallel.schedule import run_forward_backward
-from sama_mega.train.batch import Batcher, group_by_shape
-from sama_mega.train.forward import count_tokens, forward_errors, noise_micro_batch
+from sama_mega.train.batch import Batcher, MicroBatch, group_by_shape
+from sama_mega.train.forward import NoisedBatch, count_tokens, measure_errors, noise_micro_batch
 from sama_mega.train.slots import SlotStatistics, StepLosses
 from sama_mega.train.state import TrainState
 
@@ -70,21 +71,31 @@ class TrainStep:
         Returns:
             Losses over the global batch and what the optimizer did. Model, optimizer and average are mutated.
         """
-        model, optimizer = self._state.model, self._state.optimizer
+        stages, optimizer = self._state.stages, self._state.optimizer
         statistics = SlotStatistics(drawn, self._recipe, self._context)
 
-        def forward_step(samples: Sequence[Sample]) -> Tensor:
+        def prepare(samples: Sequence[Sample]) -> tuple[MicroBatch, NoisedBatch]:
             batch = self._batcher.encode(samples)
-            noised = noise_micro_batch(batch, self._schedule, self._recipe)
-            errors = forward_errors(model, noised, self._recipe.kernels.ops)
-            statistics.record(batch, errors, noised.timesteps, count_tokens(noised, self._recipe))
+            return batch, noise_micro_batch(batch, self._schedule, self._recipe)
+
+        def forward_step(stage: nn.Module, prepared: tuple[MicroBatch, NoisedBatch]) -> Tensor:
+            batch, noised = prepared
+            output = stage(noised.given)
+            if not isinstance(output, ModelOutput):
+                return output  # of an earlier pipeline stage: the next one goes on from here
+            errors = measure_errors(output, noised, self._recipe.kernels.ops)
+            statistics.record(batch, errors, noised.given.timesteps, count_tokens(noised, self._recipe))
             weight = self._recipe.anchor.weight
             flow_matching, semantic = errors.flow_matching, errors.semantic_share
             return sama_loss(flow_matching, semantic, batch.weights, statistics.total_weight, weight).total
 
+        def hidden_shape(prepared: tuple[MicroBatch, NoisedBatch]) -> tuple[int, int, int]:
+            return stages[0].module.hidden_shape(prepared[1].given)
+
         optimizer.zero_grad()
-        run_forward_backward(model, group_by_shape(drawn.samples, self._recipe), forward_step)
-        finalize_gradients(model, self._context)
+        micro_batches = group_by_shape(drawn.samples, self._recipe)
+        run_forward_backward(stages, micro_batches, prepare, forward_step, hidden_shape, self._context)
+        finalize_gradients(stages, optimizer.owned, self._context)
         losses = statistics.reduce()
         gradient_norm = optimizer.gradient_norm()
         skipped = self._reason_to_skip(losses.total, gradient_norm)

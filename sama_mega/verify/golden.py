@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sama_mega.config import build_recipe
 from sama_mega.config.errors import ConfigError
@@ -23,15 +23,18 @@ from sama_mega.diffusion.losses import sama_loss
 from sama_mega.diffusion.noising import add_noise, velocity_target
 from sama_mega.diffusion.sampler import sample_edit
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
-from sama_mega.model import SamaDiT, build_model
+from sama_mega.model import ModelInput, ModelOutput
 from sama_mega.model.name_map import from_released, to_released
-from sama_mega.model.shards import gather_parameters, load_whole
-from sama_mega.parallel.collectives import all_reduce_in_place
-from sama_mega.parallel.data_parallel import finalize_gradients, wrap_data_parallel
+from sama_mega.model.shards import load_whole
+from sama_mega.parallel.collectives import all_reduce_in_place, gather_objects
+from sama_mega.parallel.data_parallel import parameter_names
+from sama_mega.parallel.gradients import finalize_gradients
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.parallel.schedule import run_forward_backward
-from sama_mega.train.forward import NoisedBatch, SampleErrors, forward_errors
+from sama_mega.train.forward import NoisedBatch, measure_errors
+from sama_mega.train.state import TrainState, build_train_state
 from sama_mega.verify.report import Check, compare
+from sama_mega.verify.whole_tensors import compare_copies, owned_gradients, put_together
 
 OUTPUT_LIMIT = 1e-5
 GRADIENT_LIMIT = 1e-4
@@ -191,17 +194,35 @@ def check_schedule(golden: GoldenFolder) -> list[Check]:
 
 
 def check_model(golden: GoldenFolder, recipe: Recipe, context: ParallelContext) -> list[Check]:
-    """Noising, outputs, losses, every gradient and guided sampling, as far as the folder has them."""
-    model = build_model(recipe, context, initialize=False)
-    names = [name for name, _ in model.named_parameters()]
-    load_whole(model, from_released(golden.weights, names, recipe.model.num_heads), context)
-    wrapped = wrap_data_parallel(recipe, model, model.config, context)
+    """Noising, outputs, losses, every gradient and guided sampling, as far as the folder has them.
+
+    Data ranks take turns with the folder's samples.
+    """
+    state = build_train_state(recipe, context, initialize=False)
+    names = dict.fromkeys(name for stage in state.stages for name in parameter_names(stage))
+    every_name = [name for names in gather_objects(list(names), context.world_group) for name in names]
+    whole = from_released(golden.weights, dict.fromkeys(every_name), recipe.model.num_heads)
+    for stage in state.stages:
+        load_whole(stage.module, whole, context)
+    mine = slice(context.data_rank, None, context.layout.data)
     checks, noised = _check_noising(golden, context)
-    checks += _check_outputs(golden, model, noised)
-    checks += _check_losses_and_gradients(golden, recipe, context, wrapped, noised)
+    noised = _samples(noised, mine)
+    checks += _check_outputs(golden, state, noised, context)
+    checks += _check_losses_and_gradients(golden, recipe, context, state, noised)
     if golden.sampling:
-        checks += _check_sampling(golden, model, context)
+        checks += _check_sampling(golden, state, context)
     return checks
+
+
+def _samples(noised: NoisedBatch, chosen: slice) -> NoisedBatch:
+    """Some samples of a batch."""
+
+    def cut(values: Any) -> dict[str, Any]:
+        by_name = {field.name: getattr(values, field.name) for field in fields(values)}
+        return {name: None if value is None else value[chosen] for name, value in by_name.items()}
+
+    given = ModelInput(**cut(noised.given))
+    return NoisedBatch(given, noised.velocity_target[chosen], noised.timestep_weights[chosen])
 
 
 def _check_noising(golden: GoldenFolder, context: ParallelContext) -> tuple[list[Check], NoisedBatch]:
@@ -222,69 +243,80 @@ def _check_noising(golden: GoldenFolder, context: ParallelContext) -> tuple[list
         checks.append(compare("noisy_semantic_features", noisy_semantic, expected, OUTPUT_LIMIT))
         expected = io["semantic_velocity_target"]
         checks.append(compare("semantic_velocity_target", semantic_target, expected, OUTPUT_LIMIT))
-    noised = NoisedBatch(
-        noisy_latents=noisy,
-        velocity_target=target,
-        noisy_semantic=noisy_semantic,
-        semantic_target=semantic_target,
-        source_latents=source,
-        text=io["text_embeddings"],
-        timesteps=io["timesteps"],
-        timestep_weights=io["loss_weights"],
-    )
-    return checks, noised
+    given = ModelInput(noisy, io["timesteps"], io["text_embeddings"], source, noisy_semantic, semantic_target)
+    return checks, NoisedBatch(given, velocity_target=target, timestep_weights=io["loss_weights"])
 
 
-@torch.no_grad()
-def _check_outputs(golden: GoldenFolder, model: SamaDiT, noised: NoisedBatch) -> list[Check]:
-    output = model(noised.noisy_latents, noised.timesteps, noised.text, noised.source_latents, noised.noisy_semantic)
-    checks = [compare("velocity", output.velocity, golden.inputs["velocity"], OUTPUT_LIMIT)]
-    if output.semantic_velocity is not None:
-        expected = golden.inputs["semantic_velocity"]
-        checks.append(compare("semantic_velocity", output.semantic_velocity, expected, OUTPUT_LIMIT))
+def _check_outputs(
+    golden: GoldenFolder, state: TrainState, noised: NoisedBatch, context: ParallelContext
+) -> list[Check]:
+    output = state.model(replace(noised.given, semantic_target=None)) if len(noised.timestep_weights) else None
+    checks = []
+    for name in ("velocity", "semantic_velocity"):
+        mine = None if output is None else getattr(output, name)
+        by_rank = gather_objects(None if mine is None else mine.cpu(), context.data_group)
+        if by_rank[0] is not None:
+            expected = golden.inputs[name]
+            ours = torch.full_like(expected, float("nan"))
+            for rank, theirs in enumerate(by_rank):
+                if theirs is not None:
+                    ours[rank :: context.layout.data] = theirs
+            checks.append(compare(name, ours, expected, OUTPUT_LIMIT))
     return checks
 
 
 def _check_losses_and_gradients(
-    golden: GoldenFolder, recipe: Recipe, context: ParallelContext, wrapped: Any, noised: NoisedBatch
+    golden: GoldenFolder, recipe: Recipe, context: ParallelContext, state: TrainState, noised: NoisedBatch
 ) -> list[Check]:
-    errors: list[SampleErrors] = []
+    losses = torch.zeros(2, device=context.device)
+    num_samples = golden.inputs["loss_weights"].numel()
 
-    def forward_step(batch: NoisedBatch) -> Tensor:
-        errors.append(forward_errors(wrapped, batch, recipe.kernels.ops))
-        flow_matching, semantic = errors[0].flow_matching, errors[0].semantic_share
-        weights = torch.ones_like(flow_matching)
-        return sama_loss(flow_matching, semantic, weights, weights.numel(), recipe.anchor.weight).total
+    def forward_step(stage: nn.Module, batch: NoisedBatch) -> Tensor:
+        output = stage(batch.given)
+        if not isinstance(output, ModelOutput):
+            return output
+        errors = measure_errors(output, batch, recipe.kernels.ops)
+        weights = torch.ones_like(errors.flow_matching)
+        share = sama_loss(errors.flow_matching, errors.semantic_share, weights, num_samples, recipe.anchor.weight)
+        if context.reports_samples:
+            losses[0] += share.flow_matching.detach()
+        if context.reports_token_shares:
+            losses[1] += share.semantic.detach()
+        return share.total
 
-    wrapped.zero_grad_buffer()
-    run_forward_backward(wrapped, [noised], forward_step)
-    finalize_gradients(wrapped, context)
-    flow_matching = errors[0].flow_matching.detach().mean()
-    semantic = errors[0].semantic_share.detach().mean()
-    if context.sequence_shards > 1:
-        all_reduce_in_place(semantic, context.sequence_group)
+    def hidden_shape(batch: NoisedBatch) -> tuple[int, int, int]:
+        return state.stages[0].module.hidden_shape(batch.given)
+
+    state.optimizer.zero_grad()
+    # One sample a micro-batch, so that a pipeline has several.
+    items = [slice(one, one + 1) for one in range(len(noised.timestep_weights))]
+    run_forward_backward(state.stages, items, lambda item: _samples(noised, item), forward_step, hidden_shape, context)
+    finalize_gradients(state.stages, state.optimizer.owned, context)
+    all_reduce_in_place(losses, context.world_group)
+    flow_matching, semantic = losses
     expected = {name: golden.inputs[name][0] for name in ("flow_matching_loss", "semantic_loss", "total_loss")}
     total = flow_matching + recipe.anchor.weight * semantic
     checks = [compare("flow_matching_loss", flow_matching, expected["flow_matching_loss"], OUTPUT_LIMIT)]
-    if noised.noisy_semantic is not None:
+    if noised.given.noisy_semantic is not None:
         checks.append(compare("semantic_loss", semantic, expected["semantic_loss"], OUTPUT_LIMIT))
     checks.append(compare("total_loss", total, expected["total_loss"], OUTPUT_LIMIT))
-    if golden.gradients:
-        gathered = gather_parameters(wrapped.module, context, _main_grad)
-        ours = to_released(gathered, recipe.model.num_heads)
-        checks += [
-            compare(f"grad {name}", ours[name], gradient, GRADIENT_LIMIT) for name, gradient in golden.gradients.items()
-        ]
-    return checks
+    return checks + (_check_gradients(golden, recipe, state, context) if golden.gradients else [])
 
 
-def _main_grad(parameter: Any) -> Tensor:
-    """Where megatron's DDP sums a parameter's gradient, float32."""
-    gradient: Tensor = parameter.main_grad
-    return gradient
+def _check_gradients(golden: GoldenFolder, recipe: Recipe, state: TrainState, context: ParallelContext) -> list[Check]:
+    found: dict[str, list[Tensor]] = {}
+    for name, copies in put_together(owned_gradients(state), context).items():
+        for copy in copies:
+            for released, gradient in to_released({name: copy}, recipe.model.num_heads).items():
+                found.setdefault(released, []).append(gradient)
+    return [
+        compare_copies(f"grad {name}", found[name], gradient, GRADIENT_LIMIT)
+        for name, gradient in golden.gradients.items()
+    ]
 
 
-def _check_sampling(golden: GoldenFolder, model: SamaDiT, context: ParallelContext) -> list[Check]:
+def _check_sampling(golden: GoldenFolder, state: TrainState, context: ParallelContext) -> list[Check]:
+    model = state.model
     tensors = {name: tensor.to(context.device) for name, tensor in golden.sampling.items()}
     config = golden.sampling_config
     sigmas, timesteps = FlowMatchingSchedule(shift=config["shift"]).sampling_schedule(config["steps"])
@@ -293,7 +325,7 @@ def _check_sampling(golden: GoldenFolder, model: SamaDiT, context: ParallelConte
         latents: Tensor, semantic: Tensor | None, timestep: Tensor, conditional: bool
     ) -> tuple[Tensor, Tensor | None]:
         text = tensors["text_embeddings" if conditional else "negative_text_embeddings"]
-        output = model(latents, timestep, text, tensors["source_latents"], semantic)
+        output = model(ModelInput(latents, timestep, text, tensors["source_latents"], semantic))
         return output.velocity, output.semantic_velocity
 
     latents, semantic = sample_edit(

@@ -1,15 +1,17 @@
-"""Rotary positions of a [source | semantic | target] sequence.
+"""Rotary positions of a [source | semantic | target] sequence, or of the stretch of it that a rank holds.
 
-Shape legend: S tokens of the whole sequence, D head dimension.
+Shape legend: S tokens of the stretch, D head dimension.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Grid = tuple[int, int, int]
 
@@ -41,6 +43,8 @@ class RopeTables:
         source_time_offset: Added to the source's time positions (the ``shifted_rope`` ablation).
         rotate_semantic_to_zero: True: semantic factors are complex zero, so their q and k vanish (the released
             weights' behaviour); False: they are not rotated.
+        first_token: Position in the sequence of the first token to rotate.
+        num_tokens: Tokens to rotate (S); those beyond the sequence's end are padding, and vanish.
     """
 
     axis_factors: tuple[Tensor, Tensor, Tensor]
@@ -49,10 +53,16 @@ class RopeTables:
     target_grid: Grid
     source_time_offset: int
     rotate_semantic_to_zero: bool
+    first_token: int
+    num_tokens: int
 
     @cached_property
     def factors(self) -> Tensor:
         """Expanded factors, complex64 ``[S, D / 2]``; a fused kernel reads the axis tables instead."""
+        held = self._sequence_factors()[self.first_token : self.first_token + self.num_tokens]
+        return pad(held, (0, 0, 0, self.num_tokens - held.shape[0]))
+
+    def _sequence_factors(self) -> Tensor:
         segments: list[Tensor] = []
         if self.source_grid is not None:
             segments.append(self._grid_factors(self.source_grid, self.source_time_offset))
@@ -88,6 +98,8 @@ def build_rope_tables(
     *,
     source_time_offset: int = 0,
     rotate_semantic_to_zero: bool = True,
+    first_token: int = 0,
+    num_tokens: int | None = None,
     theta: float = 10000.0,
     device: torch.device | str = "cpu",
 ) -> RopeTables:
@@ -103,6 +115,8 @@ def build_rope_tables(
         target_grid: Patch grid (t, h, w) of the target.
         source_time_offset: Added to the source's time positions.
         rotate_semantic_to_zero: See `RopeTables`.
+        first_token: See `RopeTables`.
+        num_tokens: See `RopeTables`; the whole sequence by default.
         theta: Base of the frequencies.
         device: Where the tables live.
 
@@ -111,6 +125,8 @@ def build_rope_tables(
 
     Source: SAMA section 3.2 (type embeddings over shared positions); Cynthiazxy123/SAMA@5c6bb5b.
     """
+    if num_tokens is None:
+        num_tokens = (prod(source_grid) if source_grid else 0) + num_semantic + prod(target_grid)
     grids = [grid for grid in (source_grid, target_grid) if grid is not None]
     sizes = [max(grid[axis] for grid in grids) for axis in range(3)]
     sizes[0] += source_time_offset
@@ -127,4 +143,6 @@ def build_rope_tables(
         target_grid=target_grid,
         source_time_offset=source_time_offset,
         rotate_semantic_to_zero=rotate_semantic_to_zero,
+        first_token=first_token,
+        num_tokens=num_tokens,
     )

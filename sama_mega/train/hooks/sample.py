@@ -67,7 +67,7 @@ class SampleHook(Hook):
         self._dataset = dataset
         self._state = state
         self._context = context
-        self._editor = Editor(recipe, state.model.module, encoders, context.device)
+        self._editor = Editor(recipe, state.model, encoders, context.device)
 
     def on_step_end(self, run: Run, report: StepReport) -> None:
         """Samples when it is due."""

@@ -1,0 +1,129 @@
+"""One training step in a layout against the same step on one rank: losses, every gradient, every update.
+
+Everything is what `train` runs: the encoders' micro-batches, the model, the losses, the schedule, the reductions, the
+optimizer. Only the samples are made up, and the pretrained encoders replaced by the embedded ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sama_mega.config import build_recipe
+from sama_mega.config.schema import Recipe
+from sama_mega.encoders import build_encoders
+from sama_mega.model.initialize import perturb_weights
+from sama_mega.parallel.collectives import broadcast_object
+from sama_mega.parallel.data_parallel import parameter_names, synchronize_parameters
+from sama_mega.parallel.runtime import ParallelContext, solo_context
+from sama_mega.parallel.sharded_state import ShardedState, shard_parameters
+from sama_mega.train.batch import Batcher
+from sama_mega.train.state import TrainState, build_train_state
+from sama_mega.train.step import TrainStep
+from sama_mega.verify.report import Check, compare
+from sama_mega.verify.samples import global_batch, share_of
+from sama_mega.verify.whole_tensors import WholeTensors, compare_whole, owned_gradients, put_together
+
+LOSS_LIMIT = 1e-5
+GRADIENT_LIMIT = 1e-4
+# With an epsilon this large AdamW's first update is proportional to the gradient. At the usual one it is the gradient's
+# sign, and an element that is zero but for rounding would move by a whole learning rate either way.
+SMOOTH_EPSILON = 1.0
+LEARNING_RATE = 100.0
+WEIGHT_DECAY = 1e-4
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, whole.
+
+    Attributes:
+        losses: Scalars, and vectors by sample, float64.
+        gradients: Of every parameter, before clipping; each copy.
+        updates: How far the step moved every parameter; each copy, on every data rank.
+    """
+
+    losses: dict[str, Tensor]
+    gradients: WholeTensors
+    updates: WholeTensors
+
+
+def verification_recipe(recipe: Recipe, degrees: Mapping[str, Any], num_layers: int | None) -> Recipe:
+    """A recipe's model and switches for one float32 step, in a layout.
+
+    Args:
+        recipe: Its model keeps its width, its `parallel` section what is not a degree.
+        degrees: `parallel` keys to set.
+        num_layers: Blocks to keep; None: all.
+
+    Raises:
+        ConfigError: The result breaks a rule.
+    """
+    sections = recipe.model_dump(mode="json")
+    sections["model"]["num_layers"] = num_layers or recipe.model.num_layers
+    sections["parallel"] |= degrees
+    if num_layers is not None:
+        sections["parallel"]["stage_layers"] = None
+    sections["encoders"] = {}
+    sections["train"] |= {"precision": "float32", "skip_loss_above": None, "skip_grad_norm_above": None}
+    sections["data"] |= {"micro_batch_images": 2, "micro_batch_videos": 2}
+    sections["optimizer"] |= {"clip_grad_norm": 0.0, "eps": SMOOTH_EPSILON, "weight_decay": WEIGHT_DECAY}
+    return build_recipe(sections, source="the recipe, as verify runs it")
+
+
+def check_layout(recipe: Recipe, context: ParallelContext) -> list[Check]:
+    """Runs the step in the layout and, on the first rank, alone; every rank calls it and gets the checks."""
+    ours = run_step(recipe, context)
+    alone = solo_context(context)
+    checks = compare_steps(ours, run_step(recipe, alone)) if context.is_first_rank else None
+    # Also keeps the others from leaving while the first rank computes.
+    found: list[Check] = broadcast_object(checks, context.world_group)
+    return found
+
+
+def run_step(recipe: Recipe, context: ParallelContext) -> StepResult:
+    """One optimizer step from perturbed fresh weights; every rank of the layout calls it."""
+    state = build_train_state(recipe, context, initialize=True)
+    for stage in state.stages:
+        perturb_weights(stage.module, recipe.train.seed)
+    before = put_together(_parameters(state, context), context)
+    batcher = Batcher(recipe, build_encoders(recipe, context.device), context.device)
+    drawn = share_of(global_batch(recipe.train.stage), context.data_rank, context.layout.data)
+    outcome = TrainStep(recipe, context, state, batcher).run(drawn, LEARNING_RATE)
+    assert outcome.skipped is None, outcome.skipped
+    gradients = put_together(owned_gradients(state), context)
+    after = put_together(_parameters(state, context), context)
+    updates = {name: [new - old for new, old in zip(after[name], before[name], strict=True)] for name in after}
+    losses = outcome.losses
+    scalars = {
+        "loss": losses.total,
+        "flow_matching_loss": losses.flow_matching,
+        "semantic_loss": losses.semantic,
+        "flow_matching_loss by sample": losses.slot_flow_matching,
+        "semantic_loss by sample": losses.slot_semantic,
+        "gradient_norm": outcome.gradient_norm,
+    }
+    vectors = {name: torch.tensor(value, dtype=torch.float64) for name, value in scalars.items()}
+    return StepResult(vectors, gradients, updates)
+
+
+def compare_steps(ours: StepResult, truth: StepResult) -> list[Check]:
+    """Every loss, gradient and update; of copies the worst."""
+    limits = {name: GRADIENT_LIMIT if name == "gradient_norm" else LOSS_LIMIT for name in truth.losses}
+    losses = [compare(name, ours.losses[name], truth.losses[name], limit) for name, limit in limits.items()]
+    gradients = compare_whole("grad ", ours.gradients, truth.gradients, GRADIENT_LIMIT)
+    return losses + gradients + compare_whole("update ", ours.updates, truth.updates, GRADIENT_LIMIT)
+
+
+def _parameters(state: TrainState, context: ParallelContext) -> ShardedState:
+    """A copy of every parameter as each rank holds it, arrived or not by what the step itself waits for."""
+    pieces: ShardedState = {}
+    for stage in state.stages:
+        synchronize_parameters(stage)
+        values = {name: parameter.detach().clone() for name, parameter in parameter_names(stage).items()}
+        pieces |= shard_parameters(stage, context, "", values)
+    return pieces

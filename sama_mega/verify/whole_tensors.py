@@ -1,0 +1,70 @@
+"""Puts a layout's pieces together: every whole tensor, once for each rank or stage that has a copy of it.
+
+Copies are compared one by one: a copy that drifted away on one rank is the bug that nobody notices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sama_mega.parallel.collectives import all_reduce_in_place, gather_objects
+from sama_mega.parallel.runtime import ParallelContext
+from sama_mega.parallel.sharded_state import ShardedState
+from sama_mega.train.state import TrainState
+from sama_mega.verify.report import Check, compare
+
+WholeTensors = dict[str, list[Tensor]]
+"""Name -> each copy, whole, float32 on the CPU."""
+
+
+@torch.no_grad()
+def put_together(pieces: ShardedState, context: ParallelContext) -> WholeTensors:
+    """Gathers all ranks' pieces; every rank calls it and gets everything.
+
+    Args:
+        pieces: As for a checkpoint, without a prefix; those of one key and replica must cover the tensor once.
+        context: The running layout.
+    """
+    by_copy: dict[tuple[str, tuple[int, ...]], list] = {}
+    for piece in pieces.values():
+        by_copy.setdefault((piece.key, tuple(piece.replica_id)), []).append(piece)
+    shapes: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
+    own = {copy: tuple(found[0].global_shape) for copy, found in by_copy.items()}
+    for theirs in gather_objects(own, context.world_group):
+        shapes |= theirs
+    whole: WholeTensors = {}
+    for copy in sorted(shapes):
+        tensor = torch.zeros(shapes[copy], dtype=torch.float32, device=context.device)
+        for piece in by_copy.get(copy, []):
+            place = tuple(
+                slice(start, start + size) for start, size in zip(piece.global_offset, piece.local_shape, strict=True)
+            )
+            tensor[place] = piece.data
+        all_reduce_in_place(tensor, context.world_group)
+        whole.setdefault(copy[0], []).append(tensor.cpu())
+    return whole
+
+
+def owned_gradients(state: TrainState) -> ShardedState:
+    """The global batch's gradients, after `finalize_gradients`: the slices that this rank owns."""
+    return state.optimizer.sharded_masters("", [one.main_grad for one in state.optimizer.owned])
+
+
+def compare_copies(name: str, copies: Sequence[Tensor], expected: Tensor, limit: float) -> Check:
+    """Compares every copy and reports the worst."""
+    checks = [compare(name, copy, expected, limit) for copy in copies]
+    # NaN is the worst of all.
+    return max(checks, key=lambda check: float("inf") if check.error != check.error else check.error)
+
+
+def compare_whole(prefix: str, ours: Mapping[str, Sequence[Tensor]], truth: WholeTensors, limit: float) -> list[Check]:
+    """Compares two sets of whole tensors, name by name.
+
+    Raises:
+        AssertionError: Their names differ: then they are not of the same model.
+    """
+    assert ours.keys() == truth.keys(), sorted(ours.keys() ^ truth.keys())
+    return [compare_copies(prefix + name, ours[name], truth[name][0], limit) for name in sorted(truth)]
