@@ -15,6 +15,7 @@ from sama_mega.diffusion.schedule import FlowMatchingSchedule
 from sama_mega.parallel.data_parallel import finalize_gradients
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.parallel.schedule import run_forward_backward
+from sama_mega.parallel.transfer import read_numbers
 from sama_mega.train.batch import Batcher, group_by_shape
 from sama_mega.train.forward import count_tokens, forward_errors, noise_micro_batch
 from sama_mega.train.slots import SlotStatistics, StepLosses
@@ -85,11 +86,12 @@ class TrainStep:
         optimizer.zero_grad()
         run_forward_backward(model, group_by_shape(drawn.samples, self._recipe), forward_step)
         finalize_gradients(model, self._context)
-        losses = statistics.reduce()
-        gradient_norm = optimizer.gradient_norm()
+        # The one place of a step where the host waits for the device.
+        *table, gradient_norm = read_numbers(statistics.reduce(), optimizer.gradient_norm_tensor())
+        losses = statistics.losses(table)
         skipped = self._reason_to_skip(losses.total, gradient_norm)
         if skipped is None:
-            optimizer.step(learning_rate, self._recipe.optimizer.clip_grad_norm or None)
+            optimizer.step(learning_rate, self._recipe.optimizer.clip_grad_norm or None, gradient_norm)
             self._state.average.update()
         return StepOutcome(losses, gradient_norm, skipped)
 
