@@ -54,6 +54,7 @@ def make_context(tensor_rank: int = 0, ranks: int = 1, sequence: bool = False) -
         data_group=group,
         model_group=group,
         world_group=group,
+        host_world_group=group,
         groups=group,
     )
 
