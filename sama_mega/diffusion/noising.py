@@ -21,6 +21,7 @@ from sama_mega.diffusion.philox import (
     random_uniform_batch,
 )
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
+from sama_mega.parallel.transfer import to_device
 
 __all__ = [
     "NoiseLevels",
@@ -80,11 +81,9 @@ def draw_noise_levels(
     """
     upper = schedule.num_train_timesteps
     level = random_integer_batch(seed, sample_indices, epochs, Stream.TIMESTEP, upper)
-    return NoiseLevels(
-        sigmas=schedule.train_sigmas[level].to(device),
-        timesteps=schedule.train_timesteps[level].to(device),
-        weights=schedule.train_weights[level].to(device),
-    )
+    tables = (schedule.train_sigmas, schedule.train_timesteps, schedule.train_weights)
+    sigmas, timesteps, weights = to_device(torch.stack([table[level] for table in tables]), device)
+    return NoiseLevels(sigmas, timesteps, weights)
 
 
 def draw_text_dropout(
@@ -92,7 +91,8 @@ def draw_text_dropout(
 ) -> list[bool]:
     """Which samples lose their instruction and keep only the prompt's prefix, one answer a sample."""
     draws = random_uniform_batch(seed, sample_indices, epochs, Stream.TEXT_DROPOUT, (1,))
-    return [draw < probability for draw in draws[:, 0].tolist()]
+    # The draws are made on the host; numpy() would refuse a device's, so nothing can wait here.
+    return [draw < probability for draw in draws[:, 0].numpy().tolist()]
 
 
 def noise_latents(

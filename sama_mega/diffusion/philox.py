@@ -14,6 +14,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from sama_mega.parallel.transfer import to_device
+
 _MASK = 0xFFFFFFFF
 _MULTIPLIER_0 = 0xD2511F53
 _MULTIPLIER_1 = 0xCD9E8D57
@@ -25,7 +27,7 @@ _WORDS_PER_BLOCK = 4
 _FLOAT_BITS_DROPPED = 8
 _FLOAT_STEP = 2.0**-24
 
-Index = int | Sequence[int] | Tensor
+Index = int | Sequence[int]
 
 
 class Stream(IntEnum):
@@ -210,7 +212,8 @@ def _random_blocks(
 
 
 def _as_column(name: str, values: Index, device: torch.device | str) -> Tensor:
-    column = torch.as_tensor(values, dtype=torch.int64).reshape(-1, 1)
-    if bool((column < 0).any()):
-        raise ValueError(f"philox: {name} ({int(column.min())}) must not be negative")
-    return column.to(device)
+    numbers = [values] if isinstance(values, int) else list(values)
+    smallest = min(numbers, default=0)
+    if smallest < 0:
+        raise ValueError(f"philox: {name} ({smallest}) must not be negative")
+    return to_device(torch.tensor(numbers, dtype=torch.int64), device).reshape(-1, 1)

@@ -10,6 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sama_mega.parallel.transfer import to_device
+
 _WORD = re.compile(r"[a-z0-9]+")
 _POSITION_WEIGHT = 0.5
 _PAIR_WEIGHT = 0.7
@@ -56,7 +58,7 @@ class HashTextEncoder:
             for place, word in enumerate(split_words(prompt)[: self.max_tokens]):
                 row[place] = self._embed(word, place, before)
                 before = word
-        return out.to(self._device)
+        return to_device(out, self._device)
 
     def _embed_anew(self, word: str, place: int, before: str) -> Tensor:
         """Embeds one word of a prompt."""

@@ -30,6 +30,7 @@ def build_model(recipe: Recipe, context: ParallelContext, *, initialize: bool = 
         ConfigError: The recipe asks for a kernel that is not built.
     """
     check_kernels(recipe)
+    assert sum(context.layout.stage_layers) == recipe.model.num_layers, (context.layout, recipe.model.num_layers)
     config = transformer_config(recipe, context.layout)
     stages = [SamaDiT(recipe, config, context, context.layout.stage(index)) for index in context.stages]
     if initialize:

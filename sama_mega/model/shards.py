@@ -1,8 +1,8 @@
-"""Whole tensors in and out of a model that is spread over tensor-parallel ranks."""
+"""Whole tensors into a model that is spread over tensor-parallel ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +17,6 @@ def my_slice(whole: Tensor, parameter: nn.Parameter, context: ParallelContext) -
     if split_dim < 0 or context.layout.tensor == 1:
         return whole
     return whole.chunk(context.layout.tensor, split_dim)[context.tensor_rank]
-
-
-def gather_whole(local: Tensor, parameter: nn.Parameter, context: ParallelContext) -> Tensor:
-    """Gathers one tensor shaped like ``parameter`` from all tensor-parallel ranks; every rank gets it whole."""
-    split_dim = getattr(parameter, "partition_dim", -1)
-    if split_dim < 0 or context.layout.tensor == 1:
-        return local
-    slices = [torch.empty_like(local) for _ in range(context.layout.tensor)]
-    torch.distributed.all_gather(slices, local.contiguous(), group=context.tensor_group)
-    return torch.cat(slices, dim=split_dim)
 
 
 @torch.no_grad()
@@ -49,22 +39,3 @@ def load_whole(model: nn.Module, tensors: Mapping[str, Tensor], context: Paralle
                 f" {tuple(parameter.shape)} of tensor parallel {context.layout.tensor})"
             )
         parameter.copy_(mine)
-
-
-def gather_parameters(
-    model: nn.Module, context: ParallelContext, read: Callable[[nn.Parameter], Tensor]
-) -> dict[str, Tensor]:
-    """Reads one tensor a parameter (its value, its gradient, ...) and gathers each whole.
-
-    Args:
-        model: This rank's shard.
-        context: The running layout.
-        read: From a parameter to a tensor of the same shape.
-
-    Returns:
-        Name -> whole float32 tensor on the CPU.
-    """
-    return {
-        name: gather_whole(read(parameter).detach(), parameter, context).float().cpu()
-        for name, parameter in model.named_parameters()
-    }

@@ -54,7 +54,7 @@ class OwnedSlice:
 
     @property
     def gradient(self) -> torch.Tensor:
-        """float32 gradient of the part, [end - start]; there between `gradient_norm` and the next `zero_grad`."""
+        """float32 gradient of the part, [end - start]; there between the norm and the next `zero_grad`."""
         assert self.master.grad is not None, self.name
         return self.master.grad
 
@@ -127,8 +127,8 @@ class MegatronAdamW:
 
         optimizer.zero_grad()
         ... forward and backward of every micro-batch, finalize_gradients ...
-        norm = optimizer.gradient_norm()
-        if norm is acceptable: optimizer.step(learning_rate, clip_norm)
+        norm = optimizer.gradient_norm_tensor(), read on the host
+        if norm is acceptable: optimizer.step(learning_rate, clip_norm, norm)
 
     Attributes:
         owned: What this rank updates, in a fixed order.
@@ -141,7 +141,7 @@ class MegatronAdamW:
         self._distributed = distributed
         self._stages = stages
         self._context = context
-        self._norm: float | None = None
+        self._norm: torch.Tensor | None = None
         self.owned = tuple(_find_owned(distributed, stages))
 
     @property
@@ -159,11 +159,14 @@ class MegatronAdamW:
         self._distributed.zero_grad()
 
     @torch.no_grad()
-    def gradient_norm(self) -> float:
-        """Euclidean norm of the global batch's gradient over all parameters.
+    def gradient_norm_tensor(self) -> torch.Tensor:
+        """Euclidean norm of the global batch's gradient over all parameters; does not wait for the device.
 
-        Waits for the device. Call after `finalize_gradients`. Whole copies on several tensor
-        ranks, and the pipeline stages' copies, count once. Not finite when any gradient is not.
+        Call after `finalize_gradients`. Whole copies on several tensor ranks, and the pipeline stages' copies, count
+        once. Not finite when any gradient is not.
+
+        Returns:
+            float64 scalar on the device, the same on every rank.
         """
         if self._norm is None:
             self._distributed.prepare_grads()
@@ -172,18 +175,24 @@ class MegatronAdamW:
             if gradients:
                 total += torch.stack(torch._foreach_norm(gradients)).double().square().sum()
             dist.all_reduce(total, group=self._context.world_group)
-            self._norm = total.sqrt().item()
+            self._norm = total.sqrt()
         return self._norm
 
+    def gradient_norm(self) -> float:
+        """`gradient_norm_tensor` as a number; waits for the device."""
+        return self.gradient_norm_tensor().item()
+
     @torch.no_grad()
-    def step(self, learning_rate: float, clip_norm: float | None) -> None:
+    def step(self, learning_rate: float, clip_norm: float | None, gradient_norm: float | None = None) -> None:
         """Updates the parameters of all ranks.
 
         Args:
             learning_rate: Of this step.
             clip_norm: Gradients are scaled down to this norm when theirs is larger; None or 0: never.
+            gradient_norm: What the caller read from `gradient_norm_tensor`; None: read here, waiting for the device.
         """
-        norm = self.gradient_norm()
+        norm = self.gradient_norm() if gradient_norm is None else gradient_norm
+        assert self._norm is not None, "gradient_norm_tensor() hands the gradients to the masters: call it first"
         if clip_norm and norm > clip_norm:
             torch._foreach_mul_([owned.gradient for owned in self.owned], clip_norm / (norm + 1e-6))
         for group in self._adam.param_groups:

@@ -49,6 +49,7 @@ class ParallelContext:
         data_group: Ranks holding other samples, otherwise in the same place.
         model_group: Ranks working on the same samples (tensor x context x pipeline).
         world_group: All ranks.
+        host_world_group: All ranks over gloo, whatever the others use: for messages of the host, in host memory.
         groups: The same for megatron-core, with its own names (`tp`, `pp`, `cp`, `dp`, `dp_cp`, `mp`, ...).
     """
 
@@ -67,6 +68,7 @@ class ParallelContext:
     data_group: dist.ProcessGroup
     model_group: dist.ProcessGroup
     world_group: dist.ProcessGroup
+    host_world_group: dist.ProcessGroup
     groups: ProcessGroupCollection
 
     @property
@@ -171,7 +173,8 @@ def solo_context(context: ParallelContext) -> ParallelContext:
 
     `verify` builds its one-rank reference with it: the same code, with groups of one.
     """
-    own_group = _own_group([[rank] for rank in range(context.world_size)], "SOLO")
+    one_each = [[rank] for rank in range(context.world_size)]
+    own_group = _own_group(one_each, "SOLO")
     names = [field.name for field in fields(ProcessGroupCollection) if hasattr(context.groups, field.name)]
     num_layers = sum(context.layout.stage_layers)
     layout = Layout(1, 1, 1, 1, sequence=False, world_size=1, stage_layers=(num_layers,))
@@ -191,6 +194,7 @@ def solo_context(context: ParallelContext) -> ParallelContext:
         data_group=own_group,
         model_group=own_group,
         world_group=own_group,
+        host_world_group=_own_group(one_each, "SOLO_HOST", backend="gloo"),
         groups=ProcessGroupCollection(**dict.fromkeys(names, own_group)),
     )
 
@@ -268,6 +272,7 @@ def _make_store(environment: RankEnvironment, timeout: timedelta) -> dist.Store:
 
 def _describe_rank(layout: Layout, device: torch.device, timeout_seconds: float) -> ParallelContext:
     rank = dist.get_rank()
+    timeout = timedelta(seconds=timeout_seconds)
     groups = ProcessGroupCollection.use_mpu_process_groups()
     place = layout.coordinates(rank)
     # Our arithmetic and megatron's must agree, or samples and shards end up on the wrong ranks.
@@ -295,6 +300,7 @@ def _describe_rank(layout: Layout, device: torch.device, timeout_seconds: float)
         data_group=groups.dp,
         model_group=_model_group(layout, groups, timeout),
         world_group=world_group(),
+        host_world_group=_own_group([range(layout.world_size)], "HOST_WORLD", timeout, backend="gloo"),
         groups=groups,
     )
 
@@ -318,15 +324,19 @@ def _model_group(layout: Layout, groups: ProcessGroupCollection, timeout: timede
 
 
 def _own_group(
-    members: Sequence[Sequence[int]], description: str, timeout: timedelta | None = None
+    members: Sequence[Sequence[int]],
+    description: str,
+    timeout: timedelta | None = None,
+    *,
+    backend: str | None = None,
 ) -> dist.ProcessGroup:
-    """Creates disjoint groups and returns the one that holds this rank.
+    """Creates disjoint groups, of the world's backend or another, and returns the one that holds this rank.
 
     Every rank creates every group, in the same order: torch demands it.
     """
     own = None
     for ranks in members:
-        group = dist.new_group(list(ranks), timeout=timeout, group_desc=description)
+        group = dist.new_group(list(ranks), timeout=timeout, backend=backend, group_desc=description)
         own = group if dist.get_rank() in ranks else own
     assert isinstance(own, dist.ProcessGroup), members
     return own

@@ -17,6 +17,13 @@ from sama_mega.config.schema import Recipe
 from sama_mega.parallel.collectives import gather_objects
 from sama_mega.parallel.runtime import ParallelContext
 
+_DIFFERENT_SAMPLES = (
+    "ranks of one model-parallel group read different samples: a file was readable on one of them only; see"
+    " quarantine.jsonl and check the storage of every node"
+)
+# Below every digest and its negative: the place of a model group that this rank is not in.
+_NOT_MINE = torch.iinfo(torch.int64).min
+
 
 def require_same_everywhere(recipe: Recipe, dataset: Dataset, context: ParallelContext) -> None:
     """Compares the recipe and the manifest's rows of all ranks, once.
@@ -57,6 +64,8 @@ def agreeing_batches(batches: Iterator[StepSamples], context: ParallelContext) -
             drawn = next(batches, None)
         except DataError as error:
             problem = str(error)
+        if drawn is not None:
+            problem = _too_few_to_interleave(drawn, context)
         if context.world_size > 1:
             problem = _agree(drawn, problem, context)
         if problem is not None:
@@ -67,23 +76,32 @@ def agreeing_batches(batches: Iterator[StepSamples], context: ParallelContext) -
 
 
 def _agree(drawn: StepSamples | None, problem: str | None, context: ParallelContext) -> str | None:
-    """The first rank's problem, on every rank; None when there is none."""
+    """One problem for every rank, None when there is none; the host talks, the device is not asked."""
     digest = _sample_digest(drawn)
-    # Largest and smallest digest of the model group in one message: they differ when any two do.
-    extremes = torch.tensor([digest, -digest], dtype=torch.int64, device=context.device)
-    dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=context.model_group)
-    if problem is None and extremes[0].item() != -extremes[1].item():
-        problem = (
-            "ranks of one model-parallel group read different samples: a file was readable on one of them only; see"
-            " quarantine.jsonl and check the storage of every node"
-        )
-    failed = torch.tensor([int(problem is not None)], device=context.device)
-    dist.all_reduce(failed, op=dist.ReduceOp.MAX, group=context.world_group)
-    if not failed.item():
+    # A row for every model group, of its largest digest and its largest negative one: they add up to zero when all of
+    # its digests are the same. The last row says whether any rank failed.
+    message = torch.full((context.layout.data + 1, 2), _NOT_MINE)
+    message[context.data_rank] = torch.tensor([digest, -digest])
+    message[-1] = int(problem is not None)
+    dist.all_reduce(message, op=dist.ReduceOp.MAX, group=context.host_world_group)
+    *extremes, (failed, _) = message.numpy().tolist()
+    if failed:
+        # A rank that failed to read explains the disagreement of its group: its reason comes first.
+        problems = gather_objects(problem, context.host_world_group)
+        return next(text for text in problems if text is not None)
+    return _DIFFERENT_SAMPLES if any(sum(pair) for pair in extremes) else None
+
+
+def _too_few_to_interleave(drawn: StepSamples, context: ParallelContext) -> str | None:
+    """Interleaved stages fill the pipeline with one micro-batch a rank; fewer samples cannot make as many."""
+    layout, num_samples = context.layout, len(drawn.samples)
+    if layout.interleave == 1 or not 0 < num_samples < layout.pipeline:
         return None
-    problems = gather_objects(problem, context.world_group)
-    # A rank that failed to read explains the disagreement of its group: its reason comes first.
-    return min((text for text in problems if text is not None), key=lambda text: text.startswith("ranks of one"))
+    return (
+        f"step {drawn.step} gives data rank {context.data_rank} only {num_samples} samples, and parallel.interleave"
+        f" ({layout.interleave}) needs at least parallel.pipeline ({layout.pipeline}) on each: raise"
+        " data.images_per_step or data.videos_per_step, or use parallel.interleave=1"
+    )
 
 
 def _sample_digest(drawn: StepSamples | None) -> int:

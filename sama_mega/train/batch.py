@@ -16,6 +16,7 @@ from sama_kernels.pretext import pretext
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.noising import draw_text_dropout
 from sama_mega.encoders.interface import Encoders
+from sama_mega.parallel.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Batcher:
 
     Args:
         recipe: The whole recipe.
-        encoders: Frozen encoders.
+        encoders: Frozen encoders, on the same device.
         device: Where the encoded tensors live.
     """
 
@@ -70,7 +71,8 @@ class Batcher:
         """Encodes samples of one shape."""
         sources = torch.stack([self._pixels(sample, perturbed=True) for sample in samples])
         targets = torch.stack([self._pixels(sample, perturbed=False) for sample in samples])
-        anchors = targets[:, :, anchor_frames(targets.shape[2], self._recipe.anchor.num_frames)]
+        # Frame by frame: a list as an index would travel to the device, and the host would wait for it.
+        anchors = [targets[:, :, frame] for frame in anchor_frames(targets.shape[2], self._recipe.anchor.num_frames)]
         latents, source_latents = self._encode_videos(targets, sources)
         return MicroBatch(
             slots=tuple(sample.slot for sample in samples),
@@ -79,10 +81,10 @@ class Batcher:
             tasks=tuple(sample.task for sample in samples),
             latents=latents,
             source_latents=source_latents,
-            semantic_features=self._encoders.semantic.encode(anchors.transpose(1, 2)),
-            text=self._encoders.text.encode(self._prompts(samples)).to(self._device),
-            weights=torch.tensor(
-                [modality_weight(sample.kind, self._recipe) for sample in samples], device=self._device
+            semantic_features=self._encoders.semantic.encode(torch.stack(anchors, dim=1)),
+            text=self._encoders.text.encode(self._prompts(samples)),
+            weights=to_device(
+                torch.tensor([modality_weight(sample.kind, self._recipe) for sample in samples]), self._device
             ),
         )
 
@@ -100,7 +102,7 @@ class Batcher:
             indices, order = sample.plan.frame_indices, sample.plan.tube_order
         else:
             indices, order = tuple(range(frames.shape[0])), None
-        return pretext(frames.to(self._device), indices, order, backend=self._recipe.kernels.ops)
+        return pretext(to_device(frames, self._device), indices, order, backend=self._recipe.kernels.ops)
 
     def _prompts(self, samples: Sequence[Sample]) -> list[str]:
         dropped = draw_text_dropout(
@@ -120,17 +122,27 @@ def modality_weight(kind: str, recipe: Recipe) -> float:
 
 
 def group_by_shape(samples: Sequence[Sample], recipe: Recipe) -> list[list[Sample]]:
-    """Cuts samples into micro-batches: equal shapes, at most `data.micro_batch_*` samples, ordered by slot."""
+    """Cuts samples into micro-batches: equal shapes, at most `data.micro_batch_*` samples, ordered by slot.
+
+    Interleaved pipeline stages need a micro-batch for every pipeline rank: larger ones are halved until there are.
+    """
     groups: dict[tuple[object, ...], list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.slot):
         shape = (sample.kind, sample.target_frames.shape, len(sample.plan.frame_indices))
         groups.setdefault(shape, []).append(sample)
     limits = {"image": recipe.data.micro_batch_images, "video": recipe.data.micro_batch_videos}
-    return [
+    cut = [
         group[start : start + limits[group[0].kind]]
         for group in groups.values()
         for start in range(0, len(group), limits[group[0].kind])
     ]
+    parallel = recipe.parallel
+    at_least = min(len(samples), parallel.pipeline if parallel.interleave > 1 else 1)
+    while len(cut) < at_least:
+        largest = max(range(len(cut)), key=lambda index: len(cut[index]))
+        half = len(cut[largest]) // 2
+        cut[largest : largest + 1] = [cut[largest][:half], cut[largest][half:]]
+    return cut
 
 
 def anchor_frames(num_frames: int, num_anchors: int) -> list[int]:
@@ -138,4 +150,4 @@ def anchor_frames(num_frames: int, num_anchors: int) -> list[int]:
 
     Source: SAMA section 3.3; ``linspace`` in Cynthiazxy123/SAMA@5c6bb5b.
     """
-    return torch.linspace(0, num_frames - 1, num_anchors).long().tolist()
+    return torch.linspace(0, num_frames - 1, num_anchors).long().numpy().tolist()

@@ -19,13 +19,16 @@ from sama_data.loader import StepSamples
 from sama_mega.config.schema import Recipe
 from sama_mega.parallel.collectives import all_reduce_in_place
 from sama_mega.parallel.runtime import ParallelContext
+from sama_mega.parallel.transfer import to_device
 from sama_mega.train.batch import MicroBatch, modality_weight
 from sama_mega.train.forward import SampleErrors
 
 TASKS = ("none", "cube", "speed", "tube", "edit")
 """Every task a sample can have, by the code that travels between ranks."""
 
-_FLOW_MATCHING, _SEMANTIC, _TIMESTEP, _SAMPLE_INDEX, _TASK, _TOKENS, _FILLED, _NUM_COLUMNS = range(8)
+# Rows of the step's table: what the device measures, then what the host knows.
+_FLOW_MATCHING, _SEMANTIC, _TIMESTEP, _NUM_MEASURED = range(4)
+_SAMPLE_INDEX, _TASK, _TOKENS, _FILLED, _NUM_KNOWN = range(5)
 
 
 @dataclass(frozen=True)
@@ -87,29 +90,44 @@ class SlotStatistics:
         kinds = ["image"] * drawn.num_image_slots + ["video"] * (drawn.num_slots - drawn.num_image_slots)
         self._weights = [modality_weight(kind, recipe) for kind in kinds]
         self.total_weight = sum(self._weights)
-        self._table = torch.zeros(_NUM_COLUMNS, len(kinds), dtype=torch.float64, device=context.device)
+        self._measured = torch.zeros(_NUM_MEASURED, len(kinds), dtype=torch.float64, device=context.device)
+        self._known = [[0] * len(kinds) for _ in range(_NUM_KNOWN)]
 
     def record(self, batch: MicroBatch, errors: SampleErrors, timesteps: Tensor, tokens_per_sample: int) -> None:
         """Notes one micro-batch's errors; nothing waits for the device."""
-        slots = torch.tensor(batch.slots, device=self._table.device)
+        slots = to_device(torch.tensor(batch.slots), self._context.device)
         if self._context.reports_token_shares:
-            self._table[_SEMANTIC, slots] = errors.semantic_share.detach().double()
+            self._measured[_SEMANTIC, slots] = errors.semantic_share.detach().double()
         if self._context.reports_samples:
-            self._table[_FILLED, slots] += 1
-            self._table[_FLOW_MATCHING, slots] = errors.flow_matching.detach().double()
-            self._table[_TIMESTEP, slots] = timesteps.double()
-            self._table[_SAMPLE_INDEX, slots] = self._row(batch.sample_indices)
-            self._table[_TASK, slots] = self._row([TASKS.index(task) for task in batch.tasks])
-            self._table[_TOKENS, slots] = tokens_per_sample
+            self._measured[_FLOW_MATCHING, slots] = errors.flow_matching.detach().double()
+            self._measured[_TIMESTEP, slots] = timesteps.double()
+            for slot, index, task in zip(batch.slots, batch.sample_indices, batch.tasks, strict=True):
+                self._known[_SAMPLE_INDEX][slot] = index
+                self._known[_TASK][slot] = TASKS.index(task)
+                self._known[_TOKENS][slot] = tokens_per_sample
+                self._known[_FILLED][slot] += 1
 
-    def reduce(self) -> StepLosses:
-        """Sums over all ranks and averages in slot order; waits for the device.
+    def reduce(self) -> Tensor:
+        """Sums the step's table over all ranks, in one message; nothing waits for the device.
+
+        Returns:
+            ``[rows, slots]`` float64, the same on every rank; read on the host, `losses` takes it.
+        """
+        known = to_device(torch.tensor(self._known, dtype=torch.float64), self._context.device)
+        return all_reduce_in_place(torch.cat([self._measured, known]), self._context.world_group)
+
+    def losses(self, numbers: Sequence[float]) -> StepLosses:
+        """Averages in slot order.
+
+        Args:
+            numbers: The elements of the reduced table, row after row.
 
         Raises:
             DataError: On every rank, when a slot was trained by no rank or by several.
         """
-        all_reduce_in_place(self._table, self._context.world_group)
-        flow_matching, semantic, timesteps, indices, tasks, tokens, filled = self._table.tolist()
+        num_slots = len(self._weights)
+        rows = [list(numbers[start : start + num_slots]) for start in range(0, len(numbers), num_slots)]
+        flow_matching, semantic, timesteps, indices, tasks, tokens, filled = rows
         wrong = [slot for slot, count in enumerate(filled) if count != 1]
         if wrong:
             raise DataError(
@@ -129,9 +147,6 @@ class SlotStatistics:
             slot_tasks=[TASKS[int(task)] for task in tasks],
             num_tokens=int(sum(tokens)),
         )
-
-    def _row(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=self._table.dtype, device=self._table.device)
 
     def _weighted_mean(self, values: list[float]) -> float:
         weighted = (weight * value for weight, value in zip(self._weights, values, strict=True))

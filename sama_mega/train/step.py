@@ -16,6 +16,7 @@ from sama_mega.model import ModelOutput
 from sama_mega.parallel.gradients import finalize_gradients
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.parallel.schedule import run_forward_backward
+from sama_mega.parallel.transfer import read_numbers
 from sama_mega.train.batch import Batcher, MicroBatch, group_by_shape
 from sama_mega.train.forward import NoisedBatch, count_tokens, measure_errors, noise_micro_batch
 from sama_mega.train.slots import SlotStatistics, StepLosses
@@ -96,11 +97,12 @@ class TrainStep:
         micro_batches = group_by_shape(drawn.samples, self._recipe)
         run_forward_backward(stages, micro_batches, prepare, forward_step, hidden_shape, self._context)
         finalize_gradients(stages, optimizer.owned, self._context)
-        losses = statistics.reduce()
-        gradient_norm = optimizer.gradient_norm()
+        # The one place of a step where the host waits for the device.
+        *table, gradient_norm = read_numbers(statistics.reduce(), optimizer.gradient_norm_tensor())
+        losses = statistics.losses(table)
         skipped = self._reason_to_skip(losses.total, gradient_norm)
         if skipped is None:
-            optimizer.step(learning_rate, self._recipe.optimizer.clip_grad_norm or None)
+            optimizer.step(learning_rate, self._recipe.optimizer.clip_grad_norm or None, gradient_norm)
             self._state.average.update()
         return StepOutcome(losses, gradient_norm, skipped)
 

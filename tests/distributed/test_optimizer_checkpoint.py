@@ -78,7 +78,8 @@ def batch(step: int) -> torch.Tensor:
 def recipe(**parallel: Any) -> Any:
     """What the code under test reads of a recipe."""
     degrees = {"tensor": 1, "context": 1, "pipeline": 1, "data": "auto", "sequence": True}
-    degrees |= {"overlap_grad_reduce": False, "overlap_param_gather": False} | parallel
+    degrees |= {"overlap_grad_reduce": False, "overlap_param_gather": False}
+    degrees |= {"ulysses": "auto", "interleave": 1, "stage_layers": None} | parallel
     optimizer = {"learning_rate": 1.0, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
     return SimpleNamespace(
         parallel=SimpleNamespace(**degrees),
@@ -114,11 +115,11 @@ class Run:
             calculate_per_token_loss=True,
         )
         self.model = wrap_data_parallel(recipe, toy_shard(config, context, dtype), config, context)
-        self.optimizer = build_optimizer(recipe, self.model, context)
+        self.optimizer = build_optimizer(recipe, [self.model], context)
 
     def backward(self, step: int) -> None:
         """Gradients of the mean over the global batch; the data ranks hold three samples and one."""
-        from sama_mega.parallel.data_parallel import finalize_gradients
+        from sama_mega.parallel.gradients import finalize_gradients
 
         self.optimizer.zero_grad()
         samples = range(SAMPLES)
@@ -134,7 +135,7 @@ class Run:
             else:
                 with self.model.no_sync():
                     self._loss(x).backward()
-        finalize_gradients(self.model, self.context)
+        finalize_gradients([self.model], self.optimizer.owned, self.context)
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(x).float().square().sum() / (TOKENS * DIM * SAMPLES)

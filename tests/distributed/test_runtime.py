@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sama_mega.config.errors import ConfigError
+from sama_mega.config.schema import ParallelRecipe
 from tests.support.distributed import IMPORT_PATHS, DistributedError, run_distributed
 
 TIMEOUT_SECONDS = 60.0
@@ -20,9 +21,8 @@ TIMEOUT_SECONDS = 60.0
 
 def recipe(**parallel: Any) -> Any:
     """What the code under test reads of a recipe."""
-    degrees = {"tensor": 1, "context": 1, "pipeline": 1, "data": "auto", "sequence": True} | parallel
     return SimpleNamespace(
-        parallel=SimpleNamespace(**degrees),
+        parallel=ParallelRecipe(**parallel),
         model=SimpleNamespace(num_heads=2, ffn_dim=8, num_layers=1),
         train=SimpleNamespace(seed=11),
     )
@@ -53,7 +53,7 @@ def run_two_ranks() -> dict[str, Any]:
 
 
 def describe(context: Any) -> dict[str, Any]:
-    names = ("tensor_group", "data_group", "model_group", "world_group")
+    names = ("tensor_group", "data_group", "model_group", "world_group", "host_world_group")
     return {
         "place": (
             context.rank,
@@ -63,6 +63,7 @@ def describe(context: Any) -> dict[str, Any]:
             context.pipeline_rank,
         ),
         "sizes": {name: getattr(context, name).size() for name in names},
+        "host_backend": torch.distributed.get_backend(context.host_world_group),
         "device": str(context.device),
         "sequence": context.layout.sequence,
     }
@@ -126,7 +127,14 @@ def test_tensor_parallel_groups(two_ranks: list[dict[str, Any]]) -> None:
     for rank, out in enumerate(two_ranks):
         assert out["tensor"] == {
             "place": (rank, rank, 0, 0, 0),
-            "sizes": {"tensor_group": 2, "data_group": 1, "model_group": 2, "world_group": 2},
+            "sizes": {
+                "tensor_group": 2,
+                "data_group": 1,
+                "model_group": 2,
+                "world_group": 2,
+                "host_world_group": 2,
+            },
+            "host_backend": "gloo",
             "device": "cpu" if not torch.cuda.is_available() else out["tensor"]["device"],
             "sequence": True,
         }
@@ -140,7 +148,9 @@ def test_groups_can_be_formed_again(two_ranks: list[dict[str, Any]]) -> None:
             "data_group": 2,
             "model_group": 1,
             "world_group": 2,
+            "host_world_group": 2,
         }
+        assert out["data"]["host_backend"] == out["solo"]["host_backend"] == "gloo"
         assert not out["data"]["sequence"]
         assert out["solo"]["place"] == (0, 0, 0, 0, 0)
         assert set(out["solo"]["sizes"].values()) == {1}
@@ -172,7 +182,8 @@ from types import SimpleNamespace as Space
 if __name__ == "__main__":
     from sama_mega.parallel.runtime import start_parallel, stop_parallel
     from sama_mega.parallel.collectives import gather_objects
-    recipe = Space(parallel=Space(tensor=2, context=1, pipeline=1, data="auto", sequence=True),
+    from sama_mega.config.schema import ParallelRecipe
+    recipe = Space(parallel=ParallelRecipe(tensor=2),
                    model=Space(num_heads=2, ffn_dim=8, num_layers=1), train=Space(seed=0))
     context = start_parallel(recipe, timeout_seconds=30)
     met = gather_objects(context.rank, context.world_group)

@@ -337,7 +337,7 @@ def test_every_parameter_moved(runs: Runs, mixed: Path, tmp_path: Path) -> None:
 
     recipe = tiny_recipe(0, tmp_path, mixed, STEPS, MIXED)
     with alone(recipe) as context:
-        start = {name: value.detach().clone() for name, value in build_model(recipe, context).named_parameters()}
+        start = {name: value.detach().clone() for name, value in build_model(recipe, context)[0].named_parameters()}
     for section in ("model.", "ema."):
         end = tensors(runs.alone["mixed"], section)
         assert end.keys() == start.keys()

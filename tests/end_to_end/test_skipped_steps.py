@@ -74,10 +74,10 @@ def test_a_loss_that_is_no_number_is_null_in_the_metrics(
 ) -> None:
     from sama_mega.train import step
 
-    forward_errors, calls = step.forward_errors, []
+    measure_errors, calls = step.measure_errors, []
 
     def poisoned(*arguments: Any) -> Any:
-        errors = forward_errors(*arguments)
+        errors = measure_errors(*arguments)
         calls.append(None)
         return (
             errors
@@ -85,7 +85,7 @@ def test_a_loss_that_is_no_number_is_null_in_the_metrics(
             else type(errors)(errors.flow_matching * float("nan"), errors.semantic_share)
         )
 
-    monkeypatch.setattr(step, "forward_errors", poisoned)
+    monkeypatch.setattr(step, "measure_errors", poisoned)
     rows = run(tmp_path, world)
     assert len(calls) == 2 * STEPS
     bad = rows[2]

@@ -14,6 +14,7 @@ from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.philox import Stream, random_normal
 from sama_mega.encoders import Encoders, build_encoders
 from sama_mega.inference.editor import Editor, SamplingSettings, frames_from_pixels, pixels_from_frames
+from sama_mega.model import ModelInput
 from tests.support.tiny_recipe import SIZE, tiny_recipe
 
 CPU = torch.device("cpu")
@@ -27,9 +28,10 @@ class KnownModel(nn.Module):
         self.answer = answer
         self.calls: list[dict[str, Any]] = []
 
-    def forward(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, source: Tensor, semantic: Tensor
-    ) -> SimpleNamespace:
+    def forward(self, given: ModelInput) -> SimpleNamespace:
+        latents, timestep, text = given.noisy_latents, given.timesteps, given.text
+        source, semantic = given.source_latents, given.noisy_semantic
+        assert given.semantic_target is None
         self.calls.append(
             {"latents": latents, "timestep": timestep, "text": text, "source": source, "semantic": semantic}
         )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sama_kernels.pretext import pretext, tube_slices
+from tests.support.host_waits import HostWaits
 
 
 def _frames(*shape: int) -> torch.Tensor:
@@ -50,7 +51,9 @@ def test_plans_are_applied_as_written(
 ) -> None:
     frames = _frames(*shape)
     before = frames.clone()
-    out = pretext(frames, indices, order)
+    with HostWaits() as waits:
+        out = pretext(frames, indices, order)
+    assert waits.places == []
     assert out.dtype == torch.float32 and out.is_contiguous()
     np.testing.assert_allclose(out.numpy(), _plain(frames.numpy(), indices, order), atol=1e-6)
     assert torch.equal(frames, before)

@@ -46,7 +46,7 @@ def context() -> Iterator[ParallelContext]:
 
 @pytest.fixture(scope="module")
 def weights(context: ParallelContext) -> dict[str, Tensor]:
-    return dict(build_model(make_recipe(), context).named_parameters())
+    return dict(build_model(make_recipe(), context)[0].named_parameters())
 
 
 def as_rank(context: ParallelContext, rank: int, num_ranks: int) -> ParallelContext:
@@ -61,7 +61,7 @@ def test_every_rank_holds_a_slice_of_the_same_weights(
     num_ranks: int, context: ParallelContext, weights: dict[str, Tensor]
 ) -> None:
     ranks = [as_rank(context, rank, num_ranks) for rank in range(num_ranks)]
-    models = [dict(build_model(make_recipe(), rank).named_parameters()) for rank in ranks]
+    models = [dict(build_model(make_recipe(), rank)[0].named_parameters()) for rank in ranks]
     for name, whole in weights.items():
         slices = [model[name] for model in models]
         split_dim = getattr(slices[0], "partition_dim", -1)
@@ -74,7 +74,7 @@ def test_every_rank_holds_a_slice_of_the_same_weights(
 
 def test_what_is_split(context: ParallelContext) -> None:
     """Projections by heads or hidden features, q/k norms by heads, nothing else."""
-    model = build_model(make_recipe(), as_rank(context, 1, 2))
+    [model] = build_model(make_recipe(), as_rank(context, 1, 2))
     split = {
         name.removeprefix("blocks.0.")
         for name, parameter in model.named_parameters()
@@ -91,7 +91,7 @@ def test_what_is_split(context: ParallelContext) -> None:
 
 def test_what_sees_its_own_tokens_only(context: ParallelContext) -> None:
     """Under sequence parallel these gradients are partial sums; a parameter that is split or sees all is not."""
-    model = build_model(make_recipe(), as_rank(context, 1, 2))
+    [model] = build_model(make_recipe(), as_rank(context, 1, 2))
     tagged = {name for name, parameter in model.named_parameters() if getattr(parameter, "sequence_parallel", False)}
     whole = {
         *(f"text_embedding.linear_{end}.{kind}" for end in ("in", "out") for kind in ("weight", "bias")),
@@ -102,7 +102,7 @@ def test_what_sees_its_own_tokens_only(context: ParallelContext) -> None:
 
 def test_a_rank_holds_whole_heads(context: ParallelContext, weights: dict[str, Tensor]) -> None:
     """Rank 1 of 2 has heads 2 and 3: rows of q, of k and of v in the released order."""
-    rank = dict(build_model(make_recipe(), as_rank(context, 1, 2)).named_parameters())
+    rank = dict(build_model(make_recipe(), as_rank(context, 1, 2))[0].named_parameters())
     released = to_released(weights, NUM_HEADS)
     local = to_released(rank, NUM_HEADS // 2)
     for attention in ("self_attn", "cross_attn"):
@@ -117,8 +117,8 @@ def test_the_seed_decides_and_every_tensor_has_its_own_numbers(
     context: ParallelContext, weights: dict[str, Tensor]
 ) -> None:
     torch.manual_seed(12345)
-    again = dict(build_model(make_recipe(), context).named_parameters())
-    other = dict(build_model(make_recipe(seed=1), context).named_parameters())
+    again = dict(build_model(make_recipe(), context)[0].named_parameters())
+    other = dict(build_model(make_recipe(seed=1), context)[0].named_parameters())
     assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
     drawn = {name: tensor for name, tensor in weights.items() if tensor.std() > 0 and tensor.numel() > 1}
     assert not any(torch.equal(other[name], tensor) for name, tensor in drawn.items())
@@ -126,7 +126,7 @@ def test_the_seed_decides_and_every_tensor_has_its_own_numbers(
 
 
 def test_every_parameter_is_filled(context: ParallelContext, weights: dict[str, Tensor]) -> None:
-    model = build_model(make_recipe(), context)
+    [model] = build_model(make_recipe(), context)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
@@ -181,7 +181,7 @@ def test_backbone_starts_as_wan(weights: dict[str, Tensor]) -> None:
 
 def test_options_of_the_recipe(context: ParallelContext) -> None:
     def build(**options: Any) -> SamaDiT:
-        return build_model(make_recipe(**options), context)
+        return build_model(make_recipe(**options), context)[0]
 
     assert_normal(build(type_embedding_std=0.5).get_parameter("segment_embedding.weight"), 0.5, tolerance=0.2)
     zero = build(head_init="zero")
@@ -191,6 +191,6 @@ def test_options_of_the_recipe(context: ParallelContext) -> None:
 
 
 def test_bfloat16_weights_are_the_float32_ones_rounded(context: ParallelContext, weights: dict[str, Tensor]) -> None:
-    model = build_model(make_recipe(precision="bfloat16"), context)
+    [model] = build_model(make_recipe(precision="bfloat16"), context)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, weights[name].to(parameter.dtype)), name

@@ -14,7 +14,8 @@ from sama_mega.config import CheckpointError, Recipe, build_recipe
 from sama_mega.model import SamaDiT, build_model
 from sama_mega.model.config import transformer_config
 from sama_mega.model.name_map import from_released, fuse, released_names, to_released, unfuse
-from sama_mega.model.shards import gather_parameters, load_whole
+from sama_mega.model.shards import load_whole
+from sama_mega.parallel.layout import resolve_layout
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 
 TINY = {
@@ -78,7 +79,9 @@ def build_on_meta(recipe: Recipe, context: ParallelContext, monkeypatch: pytest.
     """The model without memory; megatron's linears ask `torch.cuda.current_device` where to live."""
     meta = torch.device("meta")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: meta)
-    return SamaDiT(recipe, transformer_config(recipe, context.layout), replace(context, device=meta))
+    layout = resolve_layout(recipe, 1)
+    on_meta = replace(context, device=meta, layout=layout)
+    return SamaDiT(recipe, transformer_config(recipe, layout), on_meta, layout.stage(0))
 
 
 @pytest.mark.parametrize("size", sorted(PUBLISHED))
@@ -110,16 +113,16 @@ def random_released() -> dict[str, Tensor]:
 
 def test_weights_go_in_and_come_out_unchanged(context: ParallelContext) -> None:
     released = random_released()
-    model = build_model(make_recipe(TINY), context)
+    [model] = build_model(make_recipe(TINY), context)
     load_whole(model, from_released(released, [name for name, _ in model.named_parameters()], 2), context)
-    out = to_released(gather_parameters(model, context, lambda parameter: parameter), 2)
+    out = to_released(dict(model.named_parameters()), 2)
     assert out.keys() == released.keys()
     for name, tensor in released.items():
         assert torch.equal(out[name], tensor), name
 
 
 def test_ours_go_out_and_come_back_unchanged(context: ParallelContext) -> None:
-    ours = dict(build_model(make_recipe(TINY), context).named_parameters())
+    ours = dict(build_model(make_recipe(TINY), context)[0].named_parameters())
     back = from_released(to_released(ours, 2), ours, 2)
     assert all(torch.equal(back[name], tensor) for name, tensor in ours.items())
 
@@ -151,7 +154,7 @@ def test_single_names(ours: str, released: tuple[str, ...]) -> None:
 
 
 def test_missing_and_unused_tensors_are_listed(context: ParallelContext) -> None:
-    names = [name for name, _ in build_model(make_recipe(TINY), context).named_parameters()]
+    names = [name for name, _ in build_model(make_recipe(TINY), context)[0].named_parameters()]
     released = random_released()
     del released["blocks.1.self_attn.k.bias"]
     released["blocks.2.modulation"] = torch.zeros(1, 6, 24)
@@ -164,13 +167,13 @@ def test_missing_and_unused_tensors_are_listed(context: ParallelContext) -> None
 
 def test_an_ablation_does_not_swallow_the_type_embedding(context: ParallelContext) -> None:
     """A model without type embedding must not load the released weights and say nothing."""
-    model = build_model(make_recipe(TINY | {"roles": "shifted_rope"}), context)
+    [model] = build_model(make_recipe(TINY | {"roles": "shifted_rope"}), context)
     with pytest.raises(CheckpointError, match=r"missing none, unused \['segment_embedding.weight'\]"):
         from_released(random_released(), [name for name, _ in model.named_parameters()], 2)
 
 
 def test_a_wrong_shape_is_named(context: ParallelContext) -> None:
-    model = build_model(make_recipe(TINY), context)
+    [model] = build_model(make_recipe(TINY), context)
     tensors = dict(model.named_parameters()) | {"segment_embedding.weight": torch.zeros(2, 24)}
     with pytest.raises(CheckpointError, match=r"segment_embedding\.weight: shape \(2, 24\).*wants \(3, 24\)"):
         load_whole(model, tensors, context)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sama_mega.config import Recipe, build_recipe
-from sama_mega.model import SamaDiT, build_model
+from sama_mega.model import ModelInput, SamaDiT, build_model
 from sama_mega.model.recompute import run_with_recompute
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 
@@ -81,13 +81,13 @@ def forward(model: SamaDiT) -> Tensor:
         normal(2, 5, 20, seed=4),
         normal(2, 5, 20, seed=5),
     )
-    output = model(*(tensor.to(next(model.parameters()).device) for tensor in inputs))
+    output = model(ModelInput(*(tensor.to(next(model.parameters()).device) for tensor in inputs)))
     return output.velocity.square().mean() + output.semantic_loss_share.mean()
 
 
 def train_once(mode: str, precision: str, context: ParallelContext) -> tuple[Tensor, dict[str, Tensor], int]:
     """Loss, gradients, and bytes that the forward pass left behind for the backward pass."""
-    model = build_model(make_recipe(mode, precision), context)
+    [model] = build_model(make_recipe(mode, precision), context)
     kept = KeptBytes(model)
     with kept:
         loss = forward(model)

@@ -15,7 +15,7 @@ from torch import Tensor
 import sama_mega.model.block
 import sama_mega.model.heads
 from sama_mega.config import ConfigError, Recipe, build_recipe
-from sama_mega.model import ModelOutput, SamaDiT, build_model
+from sama_mega.model import ModelInput, ModelOutput, SamaDiT, build_model
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 
 SIZES = {
@@ -46,7 +46,7 @@ def context() -> Iterator[ParallelContext]:
 
 @pytest.fixture(scope="module")
 def model(context: ParallelContext) -> SamaDiT:
-    return build_model(make_recipe(), context)
+    return build_model(make_recipe(), context)[0]
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -68,7 +68,7 @@ def edit_inputs(num_semantic: int = NUM_SEMANTIC) -> dict[str, Tensor]:
 def run(model: SamaDiT, **inputs: Tensor) -> ModelOutput:
     """Runs the model where it lives; the outputs come back to the CPU."""
     device = next(model.parameters()).device
-    output = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+    output = model(ModelInput(**{name: tensor.to(device) for name, tensor in inputs.items()}))
     tensors = (output.velocity, output.semantic_velocity, output.semantic_loss_share)
     return ModelOutput(*(None if tensor is None else tensor.cpu() for tensor in tensors))
 
@@ -140,7 +140,7 @@ def test_an_image_pair(model: SamaDiT) -> None:
 
 
 def test_text_to_video_has_target_tokens_only(context: ParallelContext) -> None:
-    model = build_model(make_recipe(), context)
+    [model] = build_model(make_recipe(), context)
     inputs = {name: edit_inputs()[name] for name in ("noisy_latents", "timesteps", "text")}
     before = predict(model, **inputs)
     assert (before.semantic_velocity, before.semantic_loss_share) == (None, None)
@@ -154,7 +154,7 @@ def test_text_to_video_has_target_tokens_only(context: ParallelContext) -> None:
 
 
 def test_every_parameter_of_an_edit_has_a_gradient(context: ParallelContext) -> None:
-    model = build_model(make_recipe(), context)
+    [model] = build_model(make_recipe(), context)
     output = run(model, **edit_inputs(), semantic_target=normal(2, NUM_SEMANTIC, 20, seed=5))
     (output.velocity.square().mean() + output.semantic_loss_share.sum()).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
@@ -168,10 +168,10 @@ def test_every_parameter_of_an_edit_has_a_gradient(context: ParallelContext) -> 
 
 
 def test_shifted_rope_replaces_the_type_embedding(context: ParallelContext) -> None:
-    shifted = build_model(make_recipe(roles="shifted_rope"), context)
+    [shifted] = build_model(make_recipe(roles="shifted_rope"), context)
     assert not [name for name, _ in shifted.named_parameters() if "segment" in name]
     # Without type embedding the two models share all weights: what remains is the source's time positions.
-    plain = build_model(make_recipe(type_embedding_std=0.0), context)
+    [plain] = build_model(make_recipe(type_embedding_std=0.0), context)
     inputs = edit_inputs()
     assert relative_error(predict(shifted, **inputs).velocity, predict(plain, **inputs).velocity) > 1e-3
     text_to_video = {name: inputs[name] for name in ("noisy_latents", "timesteps", "text")}
@@ -193,14 +193,14 @@ def test_only_position_or_type_tells_source_from_target(context: ParallelContext
         }
         return relative_error(predict(model, **exchanged).semantic_velocity, kept)
 
-    assert mixed(build_model(make_recipe(type_embedding_std=0.0), context)) < 1e-5
-    assert mixed(build_model(make_recipe(type_embedding_std=1.0), context)) > 1e-3
+    assert mixed(build_model(make_recipe(type_embedding_std=0.0), context)[0]) < 1e-5
+    assert mixed(build_model(make_recipe(type_embedding_std=1.0), context)[0]) > 1e-3
     identity = {"type_embedding_std": 0.0, "semantic_rope": "identity"}
-    assert mixed(build_model(make_recipe(**identity, roles="shifted_rope"), context)) > 1e-3
+    assert mixed(build_model(make_recipe(**identity, roles="shifted_rope"), context)[0]) > 1e-3
 
 
 def test_semantic_rope_identity_differs_from_zero(context: ParallelContext, model: SamaDiT) -> None:
-    identity = build_model(make_recipe(semantic_rope="identity"), context)
+    [identity] = build_model(make_recipe(semantic_rope="identity"), context)
     inputs = edit_inputs()
     assert relative_error(predict(identity, **inputs).velocity, predict(model, **inputs).velocity) > 1e-4
     text_to_video = {name: inputs[name] for name in ("noisy_latents", "timesteps", "text")}
@@ -213,7 +213,7 @@ def test_semantic_rope_identity_differs_from_zero(context: ParallelContext, mode
 def test_bfloat16_keeps_time_and_modulation_in_float32(
     context: ParallelContext, model: SamaDiT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    low = build_model(make_recipe("bfloat16"), context)
+    [low] = build_model(make_recipe("bfloat16"), context)
     high_precision = {name for name, parameter in low.named_parameters() if parameter.dtype == torch.float32}
     assert high_precision == {
         name for name, _ in low.named_parameters() if name.startswith("time_embedding.") or name.endswith("modulation")
@@ -246,7 +246,7 @@ def test_bfloat16_keeps_time_and_modulation_in_float32(
 
 def test_bfloat16_tells_close_timesteps_apart(context: ParallelContext) -> None:
     """999.25 and 997 are one number in bfloat16."""
-    low = build_model(make_recipe("bfloat16"), context)
+    [low] = build_model(make_recipe("bfloat16"), context)
     with torch.no_grad():
         _, modulation = low.time_embedding(torch.tensor([999.25, 997.0], device=context.device))
     assert modulation.dtype == torch.float32

@@ -48,17 +48,24 @@ class Group:
 
 
 class World:
-    """Two ranks, either sharing samples (one model group) or not (two data ranks)."""
+    """Two ranks, either sharing samples (one model group) or not (two data ranks).
+
+    Attributes:
+        num_messages: All-reduces so far, counted once for both ranks.
+    """
 
     def __init__(self, share_samples: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         self.group = Group((0, 1))
-        self.models = [self.group] * 2 if share_samples else [Group((0,)), Group((1,))]
+        self.data_ranks = [0, 0] if share_samples else [0, 1]
+        self.num_messages = 0
         self.here = threading.local()
         monkeypatch.setattr(agreement.dist, "all_reduce", self.all_reduce)
         monkeypatch.setattr(agreement, "gather_objects", lambda value, group: group.exchange(self.here.rank, value))
 
     def all_reduce(self, tensor: torch.Tensor, op: object, group: Group) -> None:
         assert op == dist.ReduceOp.MAX
+        assert tensor.device.type == "cpu"
+        self.num_messages += self.here.rank == 0
         everyone = group.exchange(self.here.rank, tensor.clone())
         tensor.copy_(torch.stack(everyone).amax(0))
 
@@ -68,8 +75,15 @@ class World:
 
         def rank_thread(rank: int) -> None:
             self.here.rank = rank
+            layout = SimpleNamespace(data=1 + max(self.data_ranks), interleave=1)
+            # A device that holds no numbers: the check must do without.
             context = SimpleNamespace(
-                world_size=2, device=torch.device("cpu"), model_group=self.models[rank], world_group=self.group
+                world_size=2,
+                device=torch.device("meta"),
+                layout=layout,
+                data_rank=self.data_ranks[rank],
+                world_group=self.group,
+                host_world_group=self.group,
             )
             try:
                 results[rank] = work(rank, context)
@@ -116,7 +130,9 @@ def one_reason(results: list[Any], kind: type[Exception]) -> str:
 @pytest.mark.parametrize("share_samples", [True, False])
 def test_equal_samples_pass(share_samples: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [step_of((0, 4, 0), (3, 5, 1)), step_of(), step_of((1, 2, 3))]
-    assert read_on_both(World(share_samples, monkeypatch), [steps, steps]) == [steps, steps]
+    world = World(share_samples, monkeypatch)
+    assert read_on_both(world, [steps, steps]) == [steps, steps]
+    assert world.num_messages == len(steps) + 1, "one a step, and one at the end"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +174,7 @@ def test_a_rank_that_cannot_read_stops_the_other(
 def test_one_rank_alone_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement.dist, "all_reduce", lambda *_, **__: pytest.fail("nobody to ask"))
     monkeypatch.setattr(agreement, "gather_objects", lambda *_: pytest.fail("nobody to ask"))
-    context: Any = SimpleNamespace(world_size=1)
+    context: Any = SimpleNamespace(world_size=1, layout=SimpleNamespace(interleave=1))
     batches = [step_of((0, 1, 0)), step_of((0, 2, 0))]
     assert list(agreeing_batches(iter(batches), context)) == batches
     with pytest.raises(DataError, match="all bad"):
@@ -166,7 +182,7 @@ def test_one_rank_alone_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_errors_are_not_taken_for_bad_data() -> None:
-    context: Any = SimpleNamespace(world_size=1)
+    context: Any = SimpleNamespace(world_size=1, layout=SimpleNamespace(interleave=1))
     with pytest.raises(ZeroDivisionError):
         list(agreeing_batches(failing_after([], ZeroDivisionError()), context))
 
@@ -180,7 +196,7 @@ def test_a_batch_is_read_only_when_it_is_asked_for() -> None:
             read.append(step)
             yield step_of((0, step, 0), step=step)
 
-    context: Any = SimpleNamespace(world_size=1)
+    context: Any = SimpleNamespace(world_size=1, layout=SimpleNamespace(interleave=1))
     assert next(agreeing_batches(batches(), context)).step == 0
     assert read == [0]
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sama_mega.config.errors import CheckpointError
 from sama_mega.config.schema import Recipe
 from sama_mega.parallel import checkpoint_io
 from sama_mega.parallel.checkpoint_io import read_plain
+from sama_mega.parallel.layout import resolve_layout
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.checkpoint import load_checkpoint, load_initial_weights, save_checkpoint
 from sama_mega.train.run_folder import RunFolder
@@ -79,7 +81,7 @@ def scramble(state: TrainState, seed: int) -> None:
 
 
 def tensors_of(state: TrainState) -> dict[str, Tensor]:
-    tensors = {f"model.{name}": value for name, value in state.model.module.named_parameters()}
+    tensors = {f"model.{name}": value for name, value in state.stages[0].module.named_parameters()}
     tensors |= {f"ema.{place}": value for place, value in enumerate(state.average.values)}
     return tensors | {key: piece.data for key, piece in state.optimizer.sharded_state().items()}
 
@@ -121,7 +123,7 @@ def test_a_run_starts_from_either_set_of_weights(saver: Saver, recipe: Recipe, c
         state = build_train_state(recipe, context, initialize=True)
         scramble(state, 5)
         load_initial_weights(path, weights, state)
-        loaded = {name: value.detach() for name, value in state.model.module.named_parameters()}
+        loaded = {name: value.detach() for name, value in state.stages[0].module.named_parameters()}
         assert_bitwise_equal(loaded, read_plain(path, f"{weights}."))
         for average, owned in zip(state.average.values, state.optimizer.owned, strict=True):
             assert torch.equal(average, owned.master) and average.data_ptr() != owned.master.data_ptr()
@@ -302,7 +304,8 @@ def test_another_model_is_refused_by_the_name_of_its_tensor(
         lambda state: load_initial_weights(path, "ema", state),
     ):
         with pytest.raises(CheckpointError) as caught:
-            load(build_train_state(changed(recipe, **model), context, initialize=True))
+            other = changed(recipe, **model)
+            load(build_train_state(other, replace(context, layout=resolve_layout(other, 1)), initialize=True))
         message = str(caught.value)
         assert "\n" not in message and str(path) in message
         assert all(word in message for word in words), message

@@ -16,6 +16,7 @@ from sama_data.loader import StepSamples
 from sama_mega.config.schema import Recipe
 from sama_mega.parallel.layout import Layout
 from sama_mega.parallel.runtime import ParallelContext
+from sama_mega.parallel.transfer import read_numbers
 from sama_mega.train import slots as slots_module
 from sama_mega.train.batch import MicroBatch
 from sama_mega.train.forward import SampleErrors
@@ -38,7 +39,7 @@ def make_recipe(image_weight: float = 1.0, semantic_weight: float = 0.1) -> Reci
 
 def make_context(tensor_rank: int = 0, ranks: int = 1, sequence: bool = False) -> ParallelContext:
     """One of so many tensor ranks; they send nothing."""
-    layout = Layout(tensor=ranks, context=1, pipeline=1, data=1, sequence=sequence, world_size=ranks)
+    layout = Layout(tensor=ranks, context=1, pipeline=1, data=1, sequence=sequence, world_size=ranks, stage_layers=(1,))
     group: Any = SimpleNamespace(size=lambda: 1)
     return ParallelContext(
         device=torch.device("cpu"),
@@ -50,9 +51,13 @@ def make_context(tensor_rank: int = 0, ranks: int = 1, sequence: bool = False) -
         pipeline_rank=0,
         data_rank=0,
         tensor_group=group,
+        pipeline_group=group,
+        ulysses_group=group,
+        key_value_group=group,
         data_group=group,
         model_group=group,
         world_group=group,
+        host_world_group=group,
         groups=group,
     )
 
@@ -62,12 +67,14 @@ def make_statistics(recipe: Recipe, context: ParallelContext | None = None) -> S
     return SlotStatistics(drawn, recipe, context or make_context())
 
 
-def record(statistics: SlotStatistics, slots: Sequence[int], share: float = 1.0) -> None:
+def record(
+    statistics: SlotStatistics, slots: Sequence[int], share: float = 1.0, rows: Sequence[int] = tuple(ROWS)
+) -> None:
     """Notes one micro-batch that holds these slots; `share` of the semantic loss is this rank's."""
     nothing = torch.zeros(len(slots), 1)
     batch = MicroBatch(
         slots=tuple(slots),
-        sample_indices=tuple(ROWS[slot] for slot in slots),
+        sample_indices=tuple(rows[slot] for slot in slots),
         epochs=(0,) * len(slots),
         tasks=tuple(TASK_OF[slot] for slot in slots),
         latents=nothing,
@@ -83,17 +90,25 @@ def record(statistics: SlotStatistics, slots: Sequence[int], share: float = 1.0)
     statistics.record(batch, errors, torch.tensor([TIMESTEPS[slot] for slot in slots]), TOKENS)
 
 
+def losses_of(statistics: SlotStatistics) -> StepLosses:
+    return statistics.losses(read_numbers(statistics.reduce()))
+
+
 def reduce_ranks(ranks: list[SlotStatistics], monkeypatch: pytest.MonkeyPatch) -> StepLosses:
-    """What rank 0 reports when these ranks reduce together."""
-    others = [rank._table.clone() for rank in ranks[1:]]
+    """What rank 0 reports when these ranks reduce together, each with one message."""
+    others = [rank.reduce() for rank in ranks[1:]]
+    messages = []
 
     def all_reduce(table: torch.Tensor, group: object) -> torch.Tensor:
+        messages.append(group)
         for other in others:
             table += other
         return table
 
     monkeypatch.setattr(slots_module, "all_reduce_in_place", all_reduce)
-    return ranks[0].reduce()
+    table = ranks[0].reduce()
+    assert messages == [ranks[0]._context.world_group]
+    return ranks[0].losses(read_numbers(table))
 
 
 def weighted_mean(values: list[float], image_weight: float) -> float:
@@ -106,7 +121,7 @@ def test_losses_are_means_over_samples_by_their_weight(image_weight: float, sema
     statistics = make_statistics(make_recipe(image_weight, semantic_weight))
     for group in ([0, 1], [2, 4], [3]):
         record(statistics, group)
-    losses = statistics.reduce()
+    losses = losses_of(statistics)
     assert statistics.total_weight == IMAGES * image_weight + SLOTS - IMAGES
     assert losses.flow_matching == pytest.approx(weighted_mean(FLOW_MATCHING, image_weight))
     assert losses.semantic == pytest.approx(weighted_mean(SEMANTIC, image_weight))
@@ -117,7 +132,7 @@ def test_every_slot_keeps_its_own_numbers() -> None:
     statistics = make_statistics(make_recipe())
     for group in ([3], [4, 2], [1, 0]):
         record(statistics, group)
-    losses = statistics.reduce()
+    losses = losses_of(statistics)
     assert losses.slot_flow_matching == pytest.approx(FLOW_MATCHING)
     assert losses.slot_semantic == pytest.approx(SEMANTIC)
     assert losses.slot_timesteps == TIMESTEPS
@@ -129,15 +144,15 @@ def test_every_slot_keeps_its_own_numbers() -> None:
 def test_large_row_numbers_survive_the_table() -> None:
     """They travel as float64, exact up to 2**53."""
     statistics = make_statistics(make_recipe())
-    record(statistics, range(SLOTS))
-    statistics._table[3] = torch.tensor([2**53 - 1, 2**40 + 1, 3, 2, 1], dtype=torch.float64)
-    assert statistics.reduce().slot_sample_indices == [2**53 - 1, 2**40 + 1, 3, 2, 1]
+    rows = [2**53 - 1, 2**40 + 1, 3, 2, 1]
+    record(statistics, range(SLOTS), rows=rows)
+    assert losses_of(statistics).slot_sample_indices == rows
 
 
 def test_losses_by_task_are_plain_means() -> None:
     statistics = make_statistics(make_recipe(image_weight=0.5))
     record(statistics, range(SLOTS))
-    by_task = statistics.reduce().flow_matching_by_task
+    by_task = losses_of(statistics).flow_matching_by_task
     assert list(by_task) == ["cube", "edit", "tube"]
     assert by_task == pytest.approx({"cube": 1.3, "edit": (0.1 + 0.7 + 2.9) / 3, "tube": 0.4})
 
@@ -149,7 +164,7 @@ def test_the_deal_to_data_ranks_changes_no_bit(
     recipe = make_recipe(image_weight=0.3)
     whole = make_statistics(recipe)
     record(whole, range(SLOTS))
-    expected = whole.reduce()
+    expected = losses_of(whole)
     ranks = [make_statistics(recipe) for _ in dealt]
     for rank, slots in zip(ranks, dealt, strict=True):
         for slot in slots:
@@ -163,7 +178,7 @@ def test_tensor_ranks_count_a_sample_once(sequence: bool, monkeypatch: pytest.Mo
     recipe = make_recipe()
     whole = make_statistics(recipe)
     record(whole, range(SLOTS))
-    expected = whole.reduce()
+    expected = losses_of(whole)
     ranks = [make_statistics(recipe, make_context(rank, 2, sequence)) for rank in range(2)]
     for rank, share in zip(ranks, (0.25, 0.75) if sequence else (1.0, 1.0), strict=True):
         record(rank, range(SLOTS), share)
@@ -189,7 +204,7 @@ def test_a_slot_that_is_not_trained_once_is_an_error(
 def test_recording_holds_no_graph() -> None:
     statistics = make_statistics(make_recipe())
     record(statistics, range(SLOTS))
-    assert not statistics._table.requires_grad
+    assert not statistics.reduce().requires_grad
 
 
 def losses_with(rows: list[int]) -> StepLosses:
@@ -211,7 +226,8 @@ def test_a_task_has_one_code() -> None:
 def test_a_loss_that_is_not_finite_stays_visible() -> None:
     statistics = make_statistics(make_recipe())
     record(statistics, range(SLOTS))
-    statistics._table[0, 3] = float("nan")
-    losses = statistics.reduce()
+    table = statistics.reduce()
+    table[0, 3] = float("nan")
+    losses = statistics.losses(read_numbers(table))
     assert losses.total != losses.total
     assert losses.slot_flow_matching[2] == pytest.approx(FLOW_MATCHING[2])

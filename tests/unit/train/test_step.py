@@ -14,12 +14,15 @@ from torch import Tensor
 from sama_data.loader import Sample, StepSamples
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import build_encoders
+from sama_mega.parallel import transfer
 from sama_mega.parallel.runtime import ParallelContext
+from sama_mega.train import step as step_module
 from sama_mega.train.batch import Batcher, MicroBatch
 from sama_mega.train.run import build_loader, open_dataset
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.state import TrainState, build_train_state
 from sama_mega.train.step import StepOutcome, TrainStep
+from tests.support.host_waits import HostWaits
 from tests.support.tiny_recipe import alone, assert_bitwise_equal, tiny_recipe, tiny_world
 
 RATE = 3e-3
@@ -75,7 +78,7 @@ class Trainer:
     def everything(self) -> dict[str, Tensor]:
         """Copies of weights, moments and moving average, and the counts."""
         state = self.state
-        tensors = {f"model.{name}": value for name, value in state.model.named_parameters()}
+        tensors = {f"model.{name}": value for name, value in state.stages[0].named_parameters()}
         tensors |= {f"ema.{place}": value for place, value in enumerate(state.average.values)}
         tensors |= {key: piece.data for key, piece in state.optimizer.sharded_state().items()}
         counts = [state.optimizer.steps_taken, state.average.num_updates]
@@ -223,3 +226,39 @@ def test_a_step_is_a_pure_function_of_state_and_samples(material: Material) -> N
     for drawn in material.steps:
         assert first.run(drawn) == second.run(drawn)
     assert_bitwise_equal(first.everything(), second.everything())
+
+
+# --- waiting for the device -----------------------------------------------------------------------
+
+
+def test_the_host_waits_once_a_step(material: Material) -> None:
+    trainer = Trainer(material, optimizer__clip_grad_norm=1e-3)
+    for drawn in material.steps:
+        with HostWaits() as waits:
+            outcome = trainer.run(drawn)
+        assert outcome.skipped is None
+        assert len(waits.places) == 1 and waits.places[0].endswith(" tolist"), "\n".join(waits.places)
+        assert waits.places[0].startswith(f"{transfer.__file__}:")
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_waits_at_its_one_read(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch raises at every other wait; the first step may: libraries set themselves up in it."""
+    trainer = Trainer(material, optimizer__clip_grad_norm=1e-3)
+    trainer.run(material.steps[0])
+    reads = []
+
+    def read_and_wait(*tensors: Tensor) -> list[float]:
+        torch.cuda.set_sync_debug_mode("default")
+        numbers = transfer.read_numbers(*tensors)
+        torch.cuda.set_sync_debug_mode("error")
+        reads.append(len(numbers))
+        return numbers
+
+    monkeypatch.setattr(step_module, "read_numbers", read_and_wait)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outcome = trainer.run(material.steps[1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert outcome.skipped is None and len(reads) == 1
