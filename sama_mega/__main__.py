@@ -89,21 +89,38 @@ def check(
 
 @app.command()
 def verify(
-    golden: Annotated[Path, typer.Option(metavar="DIR", help="A folder of golden tensors to compare with.")],
-    tensor: Annotated[int, typer.Option("--tp", min=1, help="Tensor parallel ranks.")] = 1,
-    context: Annotated[int, typer.Option("--cp", min=1, help="Context parallel ranks.")] = 1,
-    pipeline: Annotated[int, typer.Option("--pp", min=1, help="Pipeline stages.")] = 1,
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="Recipe of the model to verify.")] = None,
+    overrides: OverridesArgument = None,
+    golden: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder of golden tensors to compare with instead.")
+    ] = None,
+    tensor: Annotated[int | None, typer.Option("--tp", min=1, help="Tensor parallel ranks.")] = None,
+    context: Annotated[int | None, typer.Option("--cp", min=1, help="Context parallel ranks.")] = None,
+    pipeline: Annotated[int | None, typer.Option("--pp", min=1, help="Pipeline ranks.")] = None,
+    data: Annotated[int | None, typer.Option("--dp", min=1, help="Data parallel ranks.")] = None,
+    num_layers: Annotated[int | None, typer.Option("--layers", min=1, help="Blocks to keep of the model.")] = None,
     kernels: Annotated[
-        Literal["reference", "triton", "auto"], typer.Option(help="Implementation of the fused operations.")
-    ] = "auto",
+        Literal["reference", "triton", "auto"] | None, typer.Option(help="Implementation of the fused operations.")
+    ] = None,
+    plant: Annotated[str | None, typer.Option(metavar="BUG", help="Plant a known bug, to see it found.")] = None,
+    list_plants: Annotated[bool, typer.Option("--list-plants", help="Name the known bugs.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold the model that training builds against golden tensors; exit 1 where they differ."""
+    """Hold one training step in a layout against one rank: losses, gradients, updates; exit 1 where they differ."""
     from sama_mega.commands import verify as command
+    from sama_mega.config.errors import ConfigError
 
-    raise typer.Exit(
-        command.run(golden=golden, tensor=tensor, context=context, pipeline=pipeline, kernels=kernels, as_json=as_json)
-    )
+    if list_plants:
+        raise typer.Exit(command.list_plants(as_json))
+    if (recipe is None) == (golden is None):
+        raise ConfigError("verify needs a RECIPE or --golden DIR, and not both")
+    degrees = command.Degrees(tensor, context, pipeline, data)
+    if golden is not None:
+        if plant is not None or num_layers is not None:
+            raise ConfigError("--plant and --layers need a RECIPE: with --golden the folder says what is compared")
+        raise typer.Exit(command.run_golden(golden, degrees, kernels, as_json))
+    assert recipe is not None
+    raise typer.Exit(command.run_recipe(recipe, overrides or [], degrees, num_layers, kernels, plant, as_json))
 
 
 @app.command()

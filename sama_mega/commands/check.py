@@ -12,7 +12,7 @@ from sama_kernels.dispatch import require_built
 from sama_mega.config import Recipe, load_recipe
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import FRAMES_PER_LATENT, LATENT_STRIDE
-from sama_mega.parallel.layout import Layout, resolve_layout
+from sama_mega.parallel.layout import Layout, fewest_ranks, resolve_layout
 
 _MOST_GROUPS_SHOWN = 8
 
@@ -64,13 +64,6 @@ def run(recipe: str | Path, overrides: Sequence[str], num_ranks: int | None = No
         }
         print(json.dumps(report))
     return 0
-
-
-def fewest_ranks(recipe: Recipe) -> int:
-    """Ranks that the recipe's degrees need, with one data-parallel rank where `data` is auto."""
-    parallel = recipe.parallel
-    data = 1 if parallel.data == "auto" else parallel.data
-    return parallel.tensor * parallel.context * parallel.pipeline * data
 
 
 def bucket_tokens(recipe: Recipe, width: int, height: int) -> BucketTokens:

@@ -188,6 +188,13 @@ def resolve_layout(recipe: Recipe, world_size: int) -> Layout:
     )
 
 
+def fewest_ranks(recipe: Recipe) -> int:
+    """Ranks that the recipe's degrees need, with one data-parallel rank where `data` is auto."""
+    parallel = recipe.parallel
+    data = 1 if parallel.data == "auto" else parallel.data
+    return parallel.tensor * parallel.context * parallel.pipeline * data
+
+
 def _require_positive(key: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{key} ({value}) must be at least 1")

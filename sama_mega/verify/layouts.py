@@ -6,14 +6,12 @@ optimizer. Only the samples are made up, and the pretrained encoders replaced by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sama_mega.config import build_recipe
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import build_encoders
 from sama_mega.model.initialize import perturb_weights
@@ -24,17 +22,15 @@ from sama_mega.parallel.sharded_state import ShardedState, shard_parameters
 from sama_mega.train.batch import Batcher
 from sama_mega.train.state import TrainState, build_train_state
 from sama_mega.train.step import TrainStep
-from sama_mega.verify.report import Check, compare
+from sama_mega.verify.plants import find_plant
+from sama_mega.verify.report import Check, Report, compare
 from sama_mega.verify.samples import global_batch, share_of
 from sama_mega.verify.whole_tensors import WholeTensors, compare_whole, owned_gradients, put_together
 
 LOSS_LIMIT = 1e-5
 GRADIENT_LIMIT = 1e-4
-# With an epsilon this large AdamW's first update is proportional to the gradient. At the usual one it is the gradient's
-# sign, and an element that is zero but for rounding would move by a whole learning rate either way.
-SMOOTH_EPSILON = 1.0
 LEARNING_RATE = 100.0
-WEIGHT_DECAY = 1e-4
+"""With AdamW's epsilon as `verification_recipe` sets it, a step moves a parameter by this many gradients."""
 
 
 @dataclass(frozen=True)
@@ -52,37 +48,28 @@ class StepResult:
     updates: WholeTensors
 
 
-def verification_recipe(recipe: Recipe, degrees: Mapping[str, Any], num_layers: int | None) -> Recipe:
-    """A recipe's model and switches for one float32 step, in a layout.
+def check_layout(recipe: Recipe, context: ParallelContext, plant: str | None = None) -> Report:
+    """Runs the step in the layout and, on the first rank, alone; every rank calls it and gets the report.
 
     Args:
-        recipe: Its model keeps its width, its `parallel` section what is not a degree.
-        degrees: `parallel` keys to set.
-        num_layers: Blocks to keep; None: all.
+        recipe: From `verification_recipe`.
+        context: The running layout.
+        plant: Name of a bug to plant in the layout's step.
 
     Raises:
-        ConfigError: The result breaks a rule.
+        ConfigError: The bug is not known, or cannot be wrong in this layout.
     """
-    sections = recipe.model_dump(mode="json")
-    sections["model"]["num_layers"] = num_layers or recipe.model.num_layers
-    sections["parallel"] |= degrees
-    if num_layers is not None:
-        sections["parallel"]["stage_layers"] = None
-    sections["encoders"] = {}
-    sections["train"] |= {"precision": "float32", "skip_loss_above": None, "skip_grad_norm_above": None}
-    sections["data"] |= {"micro_batch_images": 2, "micro_batch_videos": 2}
-    sections["optimizer"] |= {"clip_grad_norm": 0.0, "eps": SMOOTH_EPSILON, "weight_decay": WEIGHT_DECAY}
-    return build_recipe(sections, source="the recipe, as verify runs it")
-
-
-def check_layout(recipe: Recipe, context: ParallelContext) -> list[Check]:
-    """Runs the step in the layout and, on the first rank, alone; every rank calls it and gets the checks."""
-    ours = run_step(recipe, context)
+    bug = None if plant is None else find_plant(plant, context.layout)
+    with nullcontext() if bug is None else bug.planted():
+        ours = run_step(recipe, context)
     alone = solo_context(context)
-    checks = compare_steps(ours, run_step(recipe, alone)) if context.is_first_rank else None
+    checks = compare_steps(ours, run_step(recipe, alone)) if context.is_first_rank else []
     # Also keeps the others from leaving while the first rank computes.
-    found: list[Check] = broadcast_object(checks, context.world_group)
-    return found
+    checks = broadcast_object(checks, context.world_group)
+    if bug is None:
+        return Report(tuple(checks))
+    must_break = frozenset(check.tensor for check in checks if bug.must_break(check.tensor, recipe.model.num_layers))
+    return Report(tuple(checks), must_break)
 
 
 def run_step(recipe: Recipe, context: ParallelContext) -> StepResult:

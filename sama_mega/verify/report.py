@@ -47,9 +47,15 @@ def compare(tensor: str, ours: Tensor, expected: Tensor, limit: float) -> Check:
 
 @dataclass(frozen=True)
 class Report:
-    """All checks of one verification."""
+    """All checks of one verification.
+
+    Attributes:
+        checks: Every tensor compared.
+        must_break: With a planted bug, the tensors that its written expectation names; else None.
+    """
 
     checks: tuple[Check, ...]
+    must_break: frozenset[str] | None = None
 
     @property
     def ok(self) -> bool:
@@ -61,13 +67,21 @@ class Report:
         """Checks by error over limit, the largest first."""
         return sorted(self.checks, key=lambda check: _badness(check), reverse=True)
 
+    @property
+    def not_as_written(self) -> list[str]:
+        """Where a planted bug broke something else than its expectation names, or did not break what it names."""
+        wrong = {check.tensor for check in self.checks if not check.passed}
+        return sorted(wrong ^ (self.must_break or frozenset()))
+
     def to_json(self) -> dict[str, Any]:
-        """``{"ok", "worst", "checks"}`` as contract of `verify --json`."""
+        """``{"ok", "worst", "checks"}`` as contract of `verify --json`; with a plant also ``"not_as_written"``."""
         ordered = self.worst_first
+        planted = {} if self.must_break is None else {"not_as_written": self.not_as_written}
         return {
             "ok": self.ok,
             "worst": _as_row(ordered[0]) if ordered else None,
             "checks": [_as_row(check) for check in ordered],
+            **planted,
         }
 
     def show(self, title: str) -> None:
@@ -81,6 +95,10 @@ class Report:
             table.add_row(check.tensor, f"{check.error:.2e}", f"{check.limit:.0e}", verdict)
         Console().print(table)
         Console().print(f"{len(self.checks)} compared, {num_failed} wrong")
+        if self.must_break is not None:
+            differing = self.not_as_written
+            verdict = f"NOT as written: {', '.join(differing)}" if differing else "exactly the tensors it should break"
+            Console().print(f"planted bug: {verdict}")
 
 
 def _as_row(check: Check) -> dict[str, Any]:
