@@ -20,7 +20,7 @@ from megatron.core.optimizer.optimizer_config import OptimizerConfig
 from torch import nn
 
 from sama_mega.parallel.cpu_shim import cuda_literals_on_cpu
-from sama_mega.parallel.data_parallel import strip_wrappers, synchronize_parameters
+from sama_mega.parallel.data_parallel import strip_wrappers
 from sama_mega.parallel.sharded_state import ShardedState, partition_axis, shard_flat_run
 
 if TYPE_CHECKING:
@@ -180,13 +180,9 @@ class MegatronAdamW:
     def sharded_state(self, prefix: str = "optimizer.") -> ShardedState:
         """Describes moments and masters for a checkpoint, keyed by parameter name; nothing is gathered.
 
-        Also completes a parameter gather still under way, so that the model's own pieces, described before or
-        after, are written whole.
-
         Saving writes these tensors, loading fills them in place (then call `finish_loading`). In a float32
         model the parameters themselves are the masters, so no masters are saved.
         """
-        synchronize_parameters(self._model)
         state: ShardedState = {}
         for owned in self.owned:
             moments = self._moments(owned)

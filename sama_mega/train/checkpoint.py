@@ -13,7 +13,7 @@ from sama_mega.config.errors import CheckpointError
 from sama_mega.config.schema import Recipe
 from sama_mega.parallel.checkpoint_io import load_sharded
 from sama_mega.parallel.runtime import ParallelContext
-from sama_mega.parallel.sharded_state import ShardedState, shard_parameters
+from sama_mega.parallel.sharded_state import ShardedState
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.state import TrainState
 
@@ -29,7 +29,7 @@ def save_checkpoint(folder: RunFolder, state: TrainState, recipe: Recipe, contex
     may_commit = partial(_refuse_an_older_life, folder, life)
     on_first_rank(context, lambda: _tidy(folder, life))
     saved = _describe(state, recipe, context, life)
-    write_complete(final, _whole_state(state, context), saved, recipe, context, may_commit)
+    write_complete(final, _whole_state(state), saved, recipe, context, may_commit)
     if context.is_first_rank:
         prune_checkpoints(final, recipe.checkpoint.keep)
     return final
@@ -42,7 +42,7 @@ def load_checkpoint(checkpoint: Path, state: TrainState, context: ParallelContex
         CheckpointError: It does not fit the recipe, or is damaged.
     """
     saved = read_saved_state(checkpoint)
-    load_sharded(_whole_state(state, context), checkpoint)
+    load_sharded(_whole_state(state), checkpoint)
     state.optimizer.finish_loading(saved.optimizer_updates)
     state.average.num_updates = saved.average_updates
     state.step = saved.step
@@ -66,12 +66,18 @@ def load_initial_weights(checkpoint: Path, weights: str, state: TrainState) -> N
     state.average.restart()
 
 
-def _whole_state(state: TrainState, context: ParallelContext) -> ShardedState:
-    """All tensors of a run. In a float32 model the parameters are the masters, and are saved once, as the model."""
+def _whole_state(state: TrainState) -> ShardedState:
+    """All tensors of a run. In a float32 model the parameters are the masters, and are saved once, as the model.
+
+    Every data rank describes the part of the model that it updates: so each writes its share, and that part is current
+    even while the others' are still on their way (`parallel.overlap_param_gather`). Loading reads the same parts, of
+    bfloat16 models too, since float32 parameters among theirs are kept nowhere else.
+    """
+    optimizer = state.optimizer
     return {
-        **shard_parameters(state.model.module, context, prefix="model."),
-        **state.optimizer.sharded_masters("ema.", state.average.values),
-        **state.optimizer.sharded_state("optimizer."),
+        **optimizer.sharded_masters("model.", [owned.view_in(owned.parameter) for owned in optimizer.owned]),
+        **optimizer.sharded_masters("ema.", state.average.values),
+        **optimizer.sharded_state("optimizer."),
     }
 
 
