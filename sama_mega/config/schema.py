@@ -293,10 +293,11 @@ class TrainRecipe(Section):
 
 
 class CheckpointRecipe(Section):
-    """How often checkpoints are written, how many are kept, and what the run starts from."""
+    """How often checkpoints are written, whether beside the run, how many are kept, and what the run starts from."""
 
     every: PositiveInt = 1000
     keep: PositiveInt = 2
+    asynchronous: bool = True
     resume: bool = True
     init_from: RecipePath | None = None
     init_weights: Literal["ema", "model"] = "ema"

@@ -37,7 +37,8 @@ STEPS, EVERY = 18, 4
 KILLED_AT, RESUMED_AT = 12, 8
 TIMEOUT_SECONDS = 90.0
 
-# Stops for good where a checkpoint is whole but not yet renamed; the test then kills the process.
+# Stops for good where a checkpoint is whole but not yet renamed; the run goes on to the next save, which waits for it,
+# and the test then kills the process.
 STALLING_PROGRAM = f"""
 import sys, time
 from sama_mega.checkpoint import write
@@ -112,6 +113,7 @@ def killed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
         )
     try:
         wait_until((folder / "stalled").exists, [process], TIMEOUT_SECONDS)
+        wait_until(lambda: len(read_rows(folder)) == KILLED_AT + EVERY, [process], TIMEOUT_SECONDS)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{log.read_text()}") from error
     finally:
@@ -131,7 +133,7 @@ def test_a_kill_leaves_the_checkpoints_before_it(killed: Killed) -> None:
         "step-00000004",
         f"step-{RESUMED_AT:08d}",
     ]
-    assert [row["step"] for row in read_rows(killed.found)] == list(range(1, KILLED_AT + 1))
+    assert [row["step"] for row in read_rows(killed.found)] == list(range(1, KILLED_AT + EVERY + 1))
     assert read_plain(newest_checkpoint(killed.found))
 
 
@@ -268,6 +270,7 @@ def test_an_older_life_may_not_save(
 
     def step_beside_another_life(self: TrainStep, drawn: Any, rate: float) -> Any:
         if drawn.step == 6:
+            wait_until((folder / "checkpoints/step-00000004").exists, [], TIMEOUT_SECONDS)
             RunFolder(folder).start_life({})
         return step(self, drawn, rate)
 
