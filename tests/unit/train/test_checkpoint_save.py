@@ -26,9 +26,8 @@ from sama_mega.parallel import checkpoint_io
 from sama_mega.parallel.checkpoint_io import read_plain
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.checkpoint import load_checkpoint, load_initial_weights
-from sama_mega.train.checkpoint_saver import CheckpointSaver
-from sama_mega.train.run_folder import RunFolder
-from sama_mega.train.state import TrainState, build_train_state
+from sama_mega.train.state import build_train_state
+from tests.support.run_saver import RunSaver, copies, scramble
 from tests.support.tiny_recipe import alone, assert_bitwise_equal, tiny_recipe
 
 
@@ -44,67 +43,15 @@ def context(recipe: Recipe) -> Iterator[ParallelContext]:
         yield context
 
 
-class Saver:
-    """A run folder and a state to save in it."""
-
-    def __init__(self, root: Path, recipe: Recipe, context: ParallelContext) -> None:
-        self.folder = RunFolder.create(root)
-        self.recipe, self.context = recipe, context
-        self.life = self.folder.start_life({})
-        self.state = build_train_state(recipe, context, initialize=True)
-        self.checkpoints = CheckpointSaver(self.folder, recipe, context, self.life)
-
-    def save(self, step: int) -> Path:
-        """Saves as the state of a step, other numbers every time, to the end."""
-        path = self.begin(step)
-        self.checkpoints.wait()
-        return path
-
-    def begin(self, step: int) -> Path:
-        """The part of `save` that the run waits for."""
-        scramble(self.state, step)
-        self.state.step, self.state.samples_seen = step, 4 * step
-        return self.checkpoints.save(self.state)
-
-    def start_life(self) -> None:
-        """Goes on as the next life of the run."""
-        self.life = self.folder.start_life({})
-        self.checkpoints = CheckpointSaver(self.folder, self.recipe, self.context, self.life)
-
-    def names(self) -> list[str]:
-        """Everything in `checkpoints`, hidden or not."""
-        return sorted(path.name for path in self.folder.checkpoints.iterdir())
-
-
 @pytest.fixture
-def saver(tmp_path: Path, recipe: Recipe, context: ParallelContext) -> Saver:
-    return Saver(tmp_path / "run", recipe, context)
-
-
-@torch.no_grad()
-def scramble(state: TrainState, seed: int) -> None:
-    """Gives every tensor of a state numbers of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    for tensor in tensors_of(state).values():
-        tensor.copy_(torch.rand(tensor.shape, generator=generator))
-    state.optimizer.finish_loading(100 + seed)
-    state.average.num_updates = 200 + seed
-
-
-def tensors_of(state: TrainState) -> dict[str, Tensor]:
-    tensors = {f"model.{name}": value for name, value in state.model.module.named_parameters()}
-    tensors |= {f"ema.{place}": value for place, value in enumerate(state.average.values)}
-    return tensors | {key: piece.data for key, piece in state.optimizer.sharded_state().items()}
-
-
-def copies(state: TrainState) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in tensors_of(state).items()}
+def saver(tmp_path: Path, recipe: Recipe, context: ParallelContext) -> RunSaver:
+    return RunSaver(tmp_path / "run", recipe, context)
 
 
 # --- there and back -------------------------------------------------------------------------------
 
 
-def test_everything_comes_back_bit_for_bit(saver: Saver, recipe: Recipe, context: ParallelContext) -> None:
+def test_everything_comes_back_bit_for_bit(saver: RunSaver, recipe: Recipe, context: ParallelContext) -> None:
     path = saver.save(7)
     saved = copies(saver.state)
     other = build_train_state(recipe, context, initialize=True)
@@ -116,7 +63,7 @@ def test_everything_comes_back_bit_for_bit(saver: Saver, recipe: Recipe, context
     assert (returned.step, returned.data_position, returned.seed, returned.life) == (7, 7, recipe.train.seed, 1)
 
 
-def test_a_checkpoint_is_named_after_its_step_and_holds_what_is_promised(saver: Saver, recipe: Recipe) -> None:
+def test_a_checkpoint_is_named_after_its_step_and_holds_what_is_promised(saver: RunSaver, recipe: Recipe) -> None:
     path = saver.save(100)
     assert path == saver.folder.checkpoints / "step-00000100"
     assert {"recipe.yaml", "state.json", "metadata.json"} <= {file.name for file in path.iterdir()}
@@ -128,7 +75,7 @@ def test_a_checkpoint_is_named_after_its_step_and_holds_what_is_promised(saver: 
     assert sections == {"model", "ema", "optimizer"}
 
 
-def test_a_run_starts_from_either_set_of_weights(saver: Saver, recipe: Recipe, context: ParallelContext) -> None:
+def test_a_run_starts_from_either_set_of_weights(saver: RunSaver, recipe: Recipe, context: ParallelContext) -> None:
     path = saver.save(3)
     for weights in ("ema", "model"):
         state = build_train_state(recipe, context, initialize=True)
@@ -146,14 +93,14 @@ def test_a_run_starts_from_either_set_of_weights(saver: Saver, recipe: Recipe, c
 # --- which are kept -------------------------------------------------------------------------------
 
 
-def test_only_the_newest_are_kept(saver: Saver) -> None:
+def test_only_the_newest_are_kept(saver: RunSaver) -> None:
     for step in (2, 9, 10, 11):
         saver.save(step)
     assert saver.names() == ["step-00000010", "step-00000011"]
     assert resolve_checkpoint(saver.folder.root) == saver.folder.checkpoints / "step-00000011"
 
 
-def test_saving_a_step_again_replaces_it(saver: Saver) -> None:
+def test_saving_a_step_again_replaces_it(saver: RunSaver) -> None:
     first = read_plain(saver.save(4))
     scramble(saver.state, 50)
     second = saver.checkpoints.save(saver.state)
@@ -163,7 +110,7 @@ def test_saving_a_step_again_replaces_it(saver: Saver) -> None:
 
 
 @pytest.mark.parametrize("missing", ["state.json", "everything"])
-def test_what_is_not_complete_is_not_found(saver: Saver, missing: str) -> None:
+def test_what_is_not_complete_is_not_found(saver: RunSaver, missing: str) -> None:
     saver.save(4)
     newer = saver.folder.checkpoints / "step-00000005"
     if missing == "everything":
@@ -183,7 +130,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("moment", ["_complete", "flush_to_disk", "_prepare"])
 def test_a_kill_during_a_save_costs_that_save_alone(
-    saver: Saver, moment: str, recipe: Recipe, context: ParallelContext, monkeypatch: pytest.MonkeyPatch
+    saver: RunSaver, moment: str, recipe: Recipe, context: ParallelContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = saver.save(4)
     kept = copies(saver.state)
@@ -222,7 +169,7 @@ def full_disk(*_: object, **__: object) -> None:
     ],
 )
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(
-    saver: Saver, module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+    saver: RunSaver, module: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = saver.save(4)
     kept = read_plain(good)
@@ -237,7 +184,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(
     assert saver.names() == ["step-00000004", "step-00000005"]
 
 
-def test_a_write_that_fails_in_any_thread_fails_the_save(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_in_any_thread_fails_the_save(saver: RunSaver, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's writer loses what its helper threads raise: the checkpoint must not pass for complete."""
     good = saver.save(4)
     write_item = filesystem._write_item
@@ -256,7 +203,7 @@ def test_a_write_that_fails_in_any_thread_fails_the_save(saver: Saver, monkeypat
     assert read_plain(newest, "model.") and read_plain(newest, "optimizer.")
 
 
-def test_a_full_disk_is_called_that_behind_torchs_own_error(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_called_that_behind_torchs_own_error(saver: RunSaver, monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch.save makes of an OSError, on a real full disk as often as not."""
 
     def write_item(*_: Any) -> None:
@@ -273,7 +220,7 @@ def test_a_full_disk_is_called_that_behind_torchs_own_error(saver: Saver, monkey
 # --- refusals -------------------------------------------------------------------------------------
 
 
-def test_an_older_life_may_not_save(saver: Saver) -> None:
+def test_an_older_life_may_not_save(saver: RunSaver) -> None:
     saver.save(4)
     saver.folder.start_life({})
     with pytest.raises(CheckpointError, match="life 2 of this run has begun, so life 1 may not save"):
@@ -281,7 +228,7 @@ def test_an_older_life_may_not_save(saver: Saver) -> None:
     assert saver.names() == ["step-00000004"]
 
 
-def test_a_life_that_begins_during_a_save_refuses_it(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_life_that_begins_during_a_save_refuses_it(saver: RunSaver, monkeypatch: pytest.MonkeyPatch) -> None:
     saver.save(4)
 
     def begin_another(*arguments: Any) -> None:
@@ -308,7 +255,7 @@ def changed(recipe: Recipe, **model: Any) -> Recipe:
     ],
 )
 def test_another_model_is_refused_by_the_name_of_its_tensor(
-    saver: Saver, recipe: Recipe, context: ParallelContext, model: dict[str, Any], words: list[str]
+    saver: RunSaver, recipe: Recipe, context: ParallelContext, model: dict[str, Any], words: list[str]
 ) -> None:
     path = saver.save(4)
     for load in (
@@ -323,7 +270,7 @@ def test_another_model_is_refused_by_the_name_of_its_tensor(
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "1"}'])
-def test_a_damaged_state_file_is_named(saver: Saver, content: str) -> None:
+def test_a_damaged_state_file_is_named(saver: RunSaver, content: str) -> None:
     path = saver.save(4)
     (path / "state.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):
@@ -331,7 +278,7 @@ def test_a_damaged_state_file_is_named(saver: Saver, content: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "no metadata"])
-def test_damaged_tensors_are_one_line(saver: Saver, recipe: Recipe, context: ParallelContext, damage: str) -> None:
+def test_damaged_tensors_are_one_line(saver: RunSaver, recipe: Recipe, context: ParallelContext, damage: str) -> None:
     path = saver.save(4)
     shard = max(path.glob("*.distcp"), key=lambda file: file.stat().st_size)
     if damage == "cut":
