@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.distributed.checkpoint import filesystem
 
 from sama_mega.checkpoint import write
