@@ -271,6 +271,7 @@ class OptimizerRecipe(Section):
     decay_share: Share = 0.0
     ema_decay: ShareBelowOne = 0.9998
     ema_ramp: bool = False
+    ema_device: Literal["device", "host"] = "device"
 
 
 class TrainRecipe(Section):

@@ -42,5 +42,6 @@ def build_train_state(recipe: Recipe, context: ParallelContext, *, initialize: b
     module = build_model(recipe, context, initialize=initialize)
     model = wrap_data_parallel(recipe, module, module.config, context)
     optimizer = build_optimizer(recipe, model, context)
-    average = WeightAverage(optimizer, recipe.optimizer.ema_decay, recipe.optimizer.ema_ramp)
+    settings = recipe.optimizer
+    average = WeightAverage(optimizer, settings.ema_decay, settings.ema_ramp, on_host=settings.ema_device == "host")
     return TrainState(model, optimizer, average)
