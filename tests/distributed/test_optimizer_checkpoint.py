@@ -341,6 +341,7 @@ def failures(recipe: Any, context: Any, folder: Path, good: str) -> dict[str, st
         "nothing": _message(lambda: load_sharded(state, folder / "nowhere")),
         "damaged": _message(lambda: _after_barrier(lambda: load_sharded(state, damaged))),
         "weights_only": _message(lambda: load_sharded(_section(run.state(), "model."), folder / good)),
+        "contradiction": _message(lambda: save_sharded(_two_shapes(), folder / f"contradiction-{good}")),
         "unwritable": _message(lambda: save_sharded(state, Path("/proc/none"))),
         "full_disk": _message(lambda: _with_tiny_files(context, lambda: run.save(folder / f"full-{good}"))),
     }
@@ -370,6 +371,13 @@ def _renamed(piece: Any) -> Any:
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
     return ShardedTensor.from_rank_offsets("model.other", piece.data, replica_id=piece.replica_id)
+
+
+def _two_shapes() -> dict:
+    """Two pieces of one tensor that do not agree how large it is."""
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+    return {str(size): ShardedTensor.from_rank_offsets("model.x", torch.zeros(size)) for size in (2, 3)}
 
 
 def _damage(good: Path, target: Path) -> None:
@@ -540,6 +548,7 @@ def test_failures_reach_every_rank_in_one_line(layouts: Any, name: str) -> None:
         "shape": "model.scale.weight is [1, 6]",
         "nothing": "not a complete checkpoint",
         "damaged": "cannot read the checkpoint",
+        "contradiction": "cannot write the checkpoint",
         "unwritable": "cannot write the checkpoint",
         "full_disk": "cannot write the checkpoint",
     }
