@@ -29,8 +29,8 @@ class CheckpointSaver:
     """Writes checkpoints while the run goes on, one at a time.
 
     The run waits for a copy of its tensors in host memory only. Everything else (files, flushing, renaming, deleting
-    the oldest) a thread does, which meets those of the other ranks over a group of its own. It ends within
-    `DEFAULT_TIMEOUT_SECONDS` of the moment at which another rank is gone, and so does what waits for it.
+    the oldest) a thread does, which meets those of the other ranks over a group of its own. It fails at once when
+    another rank has ended, and within twice `DEFAULT_TIMEOUT_SECONDS` when one hangs; nothing waits for it longer.
 
     Every rank makes one and calls its methods at the same points of the run, in the main thread.
 
