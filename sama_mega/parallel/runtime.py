@@ -199,6 +199,20 @@ def solo_context(context: ParallelContext) -> ParallelContext:
     )
 
 
+def leave_groups(context: ParallelContext) -> None:
+    """Closes a layout's connections, for a process that goes through many layouts; the world stays.
+
+    Every rank calls it, with nothing under way. A group left open costs a thread and a connection to each of its ranks.
+    """
+    held = [getattr(context, field.name) for field in fields(context)]
+    # megatron-core forms more groups than it hands out (experts', embeddings'); it lists them all.
+    held += parallel_state._global_process_group_list or []
+    groups = {id(group): group for group in held if isinstance(group, dist.ProcessGroup)}
+    for group in groups.values():
+        if group is not world_group():
+            dist.destroy_process_group(group)
+
+
 def stop_parallel() -> None:
     """Leaves every process group; does nothing when none was formed."""
     if not dist.is_initialized():

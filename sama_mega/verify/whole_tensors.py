@@ -5,19 +5,23 @@ Copies are compared one by one: a copy that drifted away on one rank is the bug 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sama_mega.parallel.collectives import all_reduce_in_place, gather_objects
 from sama_mega.parallel.runtime import ParallelContext
-from sama_mega.parallel.sharded_state import ShardedState
+from sama_mega.parallel.sharded_state import ShardedState, ShardedTensor
 from sama_mega.train.state import TrainState
 from sama_mega.verify.report import Check, compare
 
 WholeTensors = dict[str, list[Tensor]]
 """Name -> each copy, whole, float32 on the CPU."""
+Copy = tuple[str, tuple[int, ...]]
+"""Name and replica."""
+ELEMENTS_PER_MESSAGE = 1 << 26
 
 
 @torch.no_grad()
@@ -28,24 +32,43 @@ def put_together(pieces: ShardedState, context: ParallelContext) -> WholeTensors
         pieces: As for a checkpoint, without a prefix; those of one key and replica must cover the tensor once.
         context: The running layout.
     """
-    by_copy: dict[tuple[str, tuple[int, ...]], list] = {}
+    by_copy: dict[Copy, list[ShardedTensor]] = {}
     for piece in pieces.values():
         by_copy.setdefault((piece.key, tuple(piece.replica_id)), []).append(piece)
-    shapes: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
+    shapes: dict[Copy, tuple[int, ...]] = {}
     own = {copy: tuple(found[0].global_shape) for copy, found in by_copy.items()}
     for theirs in gather_objects(own, context.world_group):
         shapes |= theirs
     whole: WholeTensors = {}
-    for copy in sorted(shapes):
-        tensor = torch.zeros(shapes[copy], dtype=torch.float32, device=context.device)
-        for piece in by_copy.get(copy, []):
-            place = tuple(
-                slice(start, start + size) for start, size in zip(piece.global_offset, piece.local_shape, strict=True)
-            )
-            tensor[place] = piece.data
-        all_reduce_in_place(tensor, context.world_group)
-        whole.setdefault(copy[0], []).append(tensor.cpu())
+    for copies in _batches(shapes):
+        flat = torch.zeros(sum(math.prod(shapes[copy]) for copy in copies), device=context.device)
+        parts = flat.split([math.prod(shapes[copy]) for copy in copies])
+        for copy, part in zip(copies, parts, strict=True):
+            for piece in by_copy.get(copy, []):
+                part.view(shapes[copy])[_place(piece)] = piece.data
+        all_reduce_in_place(flat, context.world_group)
+        for copy, part in zip(copies, parts, strict=True):
+            whole.setdefault(copy[0], []).append(part.view(shapes[copy]).cpu())
     return whole
+
+
+def _batches(shapes: Mapping[Copy, tuple[int, ...]]) -> Iterator[list[Copy]]:
+    """Copies that travel in one message, in an order that is the same on every rank."""
+    batch: list[Copy] = []
+    size = 0
+    for copy in sorted(shapes):
+        size += math.prod(shapes[copy])
+        batch.append(copy)
+        if size >= ELEMENTS_PER_MESSAGE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _place(piece: ShardedTensor) -> tuple[slice, ...]:
+    """Where a piece lies in its whole tensor."""
+    return tuple(slice(start, start + size) for start, size in zip(piece.global_offset, piece.local_shape, strict=True))
 
 
 def owned_gradients(state: TrainState) -> ShardedState:

@@ -1,0 +1,224 @@
+"""Every layout takes the step that one rank takes: losses, every gradient, every update; and planted bugs are found.
+
+Through `verify`'s own functions, which run what `train` runs. Images, videos and all four motion tasks are in the
+batch, at sequence lengths that divide nothing. One launch a number of ranks; the layouts follow one another in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.distributed import run_distributed
+
+pytestmark = pytest.mark.distributed
+
+TIMEOUT_SECONDS = 280.0
+MODEL = {
+    "dim": 32,
+    "num_layers": 4,
+    "num_heads": 4,
+    "ffn_dim": 48,
+    "text_dim": 16,
+    "text_length": 7,
+    "time_features": 16,
+    "semantic_dim": 12,
+    "semantic_hidden_dim": 20,
+    "type_embedding_std": 0.3,
+}
+NO_SEQUENCE = {"sequence": False}
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+INTERLEAVED = {"pipeline": 2, "interleave": 2}
+
+LAYOUTS: dict[int, list[dict[str, Any]]] = {
+    2: [
+        {"tensor": 2},
+        {"tensor": 2} | NO_SEQUENCE,
+        {"context": 2},
+        {"context": 2, "ulysses": 1},
+        {"pipeline": 2},
+        {"pipeline": 2, "stage_layers": [3, 1]},
+        INTERLEAVED,
+        {"data": 2},
+        {"data": 2} | OVERLAP,
+    ],
+    3: [{"context": 3}, {"pipeline": 3}, {"data": 3}],
+    4: [
+        {"tensor": 4},
+        {"tensor": 2, "context": 2},
+        {"tensor": 2, "context": 2} | NO_SEQUENCE,
+        {"tensor": 2, "context": 2, "ulysses": 1},
+        {"tensor": 2, "pipeline": 2},
+        {"tensor": 2, "pipeline": 2} | NO_SEQUENCE,
+        {"tensor": 2, "data": 2},
+        {"tensor": 2, "data": 2} | NO_SEQUENCE | OVERLAP,
+        {"context": 2, "pipeline": 2},
+        {"context": 2, "data": 2},
+        {"context": 2, "data": 2} | OVERLAP,
+        {"pipeline": 2, "data": 2},
+        {"context": 4},
+        {"context": 4, "ulysses": 2},
+        {"context": 4, "ulysses": 1},
+        {"pipeline": 4},
+        {"data": 4},
+        {"tensor": 2} | INTERLEAVED,
+        {"context": 2} | INTERLEAVED,
+        {"data": 2} | INTERLEAVED | OVERLAP,
+    ],
+}
+RECOMPUTED: dict[int, list[dict[str, Any]]] = {
+    2: [{"tensor": 2}, {"tensor": 2} | NO_SEQUENCE, {"context": 2}, INTERLEAVED],
+    3: [],
+    4: [{"tensor": 2, "context": 2}],
+}
+PLANTED: dict[int, list[dict[str, Any]]] = {
+    2: [
+        {"tensor": 2},
+        {"tensor": 2} | NO_SEQUENCE,
+        {"context": 2},
+        {"context": 2, "ulysses": 1},
+        {"pipeline": 2},
+        {"data": 2},
+    ],
+    3: [],
+    4: [{"tensor": 2, "context": 2}, {"tensor": 2, "pipeline": 2}, {"context": 2, "data": 2}],
+}
+PLANTS = {
+    "rank_local_qk_norm": {"tensor"},
+    "qk_norm_summed_forward_only": {"tensor"},
+    "dropped_tail_token": {"sequence", "context"},
+    "unmasked_padding": {"sequence", "context"},
+    "unsliced_output_gradient": {"sequence", "context"},
+    "stale_kv_shard": {"context"},
+    "unreduced_sequence_gradients": {"sequence"},
+    "unreduced_stage_copies": {"pipeline"},
+    "mean_of_means_loss": {"data"},
+}
+"""By bug: what a layout must have, one of these, for it to be wrong there."""
+
+
+def applies(plant: str, degrees: dict[str, Any]) -> bool:
+    has = {name for name in ("tensor", "context", "pipeline", "data") if degrees.get(name, 1) > 1}
+    if "tensor" in has and degrees.get("sequence", True):
+        has.add("sequence")
+    return bool(has & PLANTS[plant])
+
+
+CASES: dict[int, list[tuple[dict[str, Any], str, str | None]]] = {
+    ranks: [(degrees, "none", None) for degrees in LAYOUTS[ranks]]
+    + [(degrees, mode, None) for degrees in RECOMPUTED[ranks] for mode in ("selective", "full")]
+    + [(degrees, "none", plant) for degrees in PLANTED[ranks] for plant in PLANTS if applies(plant, degrees)]
+    for ranks in LAYOUTS
+}
+"""By number of ranks: degrees, recompute, planted bug."""
+
+
+def label(case: tuple[dict[str, Any], str, str | None]) -> str:
+    degrees, recompute, plant = case
+    words = [f"{name}={value}" for name, value in degrees.items()]
+    words += [f"recompute={recompute}"] if recompute != "none" else []
+    return " ".join([*words, plant or ""]).strip()
+
+
+# --- run by the ranks ---------------------------------------------------------------------------------
+
+
+def make_recipe(degrees: dict[str, Any], recompute: str) -> Any:
+    from sama_mega.config import build_recipe
+    from sama_mega.verify.recipe import verification_recipe
+
+    train = {"stage": 0, "steps": 1, "run_folder": "unused", "recompute": recompute, "cpu_threads": 1}
+    sections = {"model": MODEL, "anchor": {"local_grid": 2}, "data": {"image_weight": 0.7}, "train": train}
+    return verification_recipe(build_recipe(sections, "test"), degrees, None)
+
+
+def run_cases(ranks: int) -> dict[str, Any]:
+    """Every case's report, by label; the one-rank step is taken once."""
+    import gc
+    from contextlib import nullcontext
+
+    import torch
+
+    from sama_mega.parallel.layout import resolve_layout
+    from sama_mega.parallel.runtime import form_groups, leave_groups, solo_context, start_parallel, stop_parallel
+    from sama_mega.verify.layouts import compare_steps, run_step
+    from sama_mega.verify.plants import find_plant
+    from sama_mega.verify.report import Report
+
+    torch.set_num_threads(1)
+    context = start_parallel(make_recipe({"data": ranks}, "none"), timeout_seconds=60)
+    truth = run_step(make_recipe({}, "none"), solo_context(context))
+    reports = {}
+    for case in CASES[ranks]:
+        degrees, recompute, plant = case
+        recipe = make_recipe(degrees, recompute)
+        device = context.device
+        leave_groups(context)
+        # Connections close when nothing refers to them, and a model refers to its groups in cycles.
+        del context
+        gc.collect()
+        context = form_groups(resolve_layout(recipe, ranks), device, seed=0)
+        bug = None if plant is None else find_plant(plant, context.layout)
+        with nullcontext() if bug is None else bug.planted():
+            checks = compare_steps(run_step(recipe, context), truth)
+        expected = None if bug is None else {one.tensor for one in checks if bug.must_break(one.tensor, 4)}
+        reports[label(case)] = Report(tuple(checks), None if expected is None else frozenset(expected))
+    stop_parallel()
+    return reports
+
+
+# --- run by pytest ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[int, list[dict[str, Any]]]:
+    """By number of ranks, by rank, by label."""
+    return {ranks: run_distributed(run_cases, ranks, TIMEOUT_SECONDS, (ranks,)) for ranks in CASES}
+
+
+def parameters(planted: bool) -> list[Any]:
+    return [
+        pytest.param(ranks, label(case), id=label(case))
+        for ranks, cases in CASES.items()
+        for case in cases
+        if (case[2] is not None) == planted
+    ]
+
+
+@pytest.mark.parametrize(("ranks", "name"), parameters(planted=False))
+def test_a_layout_takes_the_step_of_one_rank(ranks: int, name: str, reports: Any) -> None:
+    for rank, found in enumerate(reports[ranks]):
+        report = found[name]
+        wrong = [(check.tensor, check.error) for check in report.worst_first if not check.passed]
+        assert not wrong, (rank, wrong[:5])
+        # 26 parameters outside the blocks and 21 in each: a gradient and an update of every one, and six losses.
+        assert len(report.checks) == 6 + 2 * (26 + 4 * 21)
+
+
+@pytest.mark.parametrize(("ranks", "name"), parameters(planted=True))
+def test_a_planted_bug_breaks_exactly_what_is_written(ranks: int, name: str, reports: Any) -> None:
+    for rank, found in enumerate(reports[ranks]):
+        report = found[name]
+        assert not report.ok
+        assert report.must_break
+        assert not report.not_as_written, (rank, report.not_as_written[:5])
+
+
+def test_every_known_bug_is_planted() -> None:
+    from sama_mega.verify.plants import PLANTS as KNOWN
+
+    planted = {case[2] for cases in CASES.values() for case in cases} - {None}
+    assert planted == set(KNOWN) == set(PLANTS)
+
+
+def test_every_product_up_to_four_ranks_is_there() -> None:
+    axes = ("tensor", "context", "pipeline", "data")
+    pairs = [{one: 2, other: 2} for one in axes for other in axes if one < other]
+    for wanted in [{axis: 2} for axis in axes] + pairs:
+        ranks = 2 ** len(wanted)
+        assert wanted in LAYOUTS[ranks] or dict(reversed(wanted.items())) in LAYOUTS[ranks], wanted
+        if "tensor" in wanted:
+            assert any(
+                wanted | NO_SEQUENCE == {k: degrees.get(k) for k in wanted | NO_SEQUENCE} for degrees in LAYOUTS[ranks]
+            )
