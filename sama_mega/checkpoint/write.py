@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch.distributed as dist
+
 from sama_mega.checkpoint.folder import RECIPE_FILE
 from sama_mega.checkpoint.replace import flush_to_disk, put_in_place, settle, unfinished_path
 from sama_mega.checkpoint.saved_state import SavedState, write_saved_state
@@ -29,6 +31,7 @@ def write_complete(
     recipe: Recipe,
     context: ParallelContext,
     may_commit: Callable[[], None] | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> None:
     """Writes a checkpoint; every rank calls it with its own pieces.
 
@@ -40,37 +43,42 @@ def write_complete(
         context: The running layout.
         may_commit: Called on rank 0 before anything is written and again before the folder gets its name; raises
             CheckpointError when this process may not write (any more). None: it always may.
+        group: All ranks; the only group that is used, so a thread of its own may write with a group of its own. None:
+            the context's, in the main thread.
 
     Raises:
         CheckpointError: On every rank, when any could not write or `may_commit` refused; what is there is untouched.
     """
     may_commit = may_commit or _always
+    group = group or context.world_group
     unfinished = unfinished_path(folder, saved.life)
-    on_first_rank(context, lambda: _prepare(unfinished, folder, may_commit))
+    on_first_rank(group, lambda: _prepare(unfinished, folder, may_commit))
     try:
-        save_sharded(pieces, unfinished)
-        on_first_rank(context, lambda: _complete(unfinished, folder, saved, recipe, may_commit))
+        save_sharded(pieces, unfinished, group)
+        on_first_rank(group, lambda: _complete(unfinished, folder, saved, recipe, may_commit))
     except CheckpointError:
         if context.is_first_rank:
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
 
 
-def on_first_rank(context: ParallelContext, work: Callable[[], None]) -> None:
-    """Runs work on rank 0 and raises its failure on every rank, so that none waits for another.
+def on_first_rank(group: dist.ProcessGroup, work: Callable[[], None]) -> None:
+    """Runs work on a group's first rank and raises its failure on every rank, so that none waits for another.
 
     Raises:
-        CheckpointError: On every rank; an OSError becomes one.
+        CheckpointError: On every rank; any other failure becomes one.
     """
     problem = None
-    if context.is_first_rank:
+    if group.rank() == 0:
         try:
             work()
         except CheckpointError as error:
             problem = str(error)
         except OSError as error:
             problem = f"the checkpoint cannot be written: {error}: free the disk or choose another folder"
-    problem = broadcast_object(problem, context.world_group)
+        except Exception as error:
+            problem = f"the checkpoint cannot be written: {error!r}"
+    problem = broadcast_object(problem, group)
     if problem is not None:
         raise CheckpointError(problem)
 

@@ -274,6 +274,7 @@ class OptimizerRecipe(Section):
     decay_share: Share = 0.0
     ema_decay: ShareBelowOne = 0.9998
     ema_ramp: bool = False
+    ema_device: Literal["device", "host"] = "device"
 
 
 class TrainRecipe(Section):
@@ -296,10 +297,11 @@ class TrainRecipe(Section):
 
 
 class CheckpointRecipe(Section):
-    """How often checkpoints are written, how many are kept, and what the run starts from."""
+    """How often checkpoints are written, whether beside the run, how many are kept, and what the run starts from."""
 
     every: PositiveInt = 1000
     keep: PositiveInt = 2
+    asynchronous: bool = True
     resume: bool = True
     init_from: RecipePath | None = None
     init_weights: Literal["ema", "model"] = "ema"

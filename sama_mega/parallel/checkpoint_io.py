@@ -24,6 +24,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
+from megatron.core.dist_checkpointing.validation import validate_sharding_integrity
 from torch.distributed.checkpoint import SavePlan, SavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -31,7 +32,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from sama_mega.config.errors import CheckpointError
-from sama_mega.parallel.collectives import gather_objects, world_group
+from sama_mega.parallel.collectives import gather_objects, gather_objects_on_first, world_group
 from sama_mega.parallel.sharded_state import ShardedState
 
 Result = TypeVar("Result")
@@ -51,7 +52,7 @@ _FIXES = {
 }
 
 
-def save_sharded(state: ShardedState, folder: Path) -> None:
+def save_sharded(state: ShardedState, folder: Path, group: dist.ProcessGroup | None = None) -> None:
     """Writes a checkpoint's tensors; every rank calls it with its own pieces and flushes them to its disk.
 
     The tensors are complete once this returns; `metadata.json`, written last, marks them. Flushing the other files and
@@ -60,15 +61,21 @@ def save_sharded(state: ShardedState, folder: Path) -> None:
     Args:
         state: From `shard_parameters`, `shard_flat_run` or the optimizer, merged.
         folder: Created when missing; must be visible to all ranks.
+        group: All ranks; the only group that is used, so a thread of its own may save with a group of its own. None:
+            the world's, in the main thread.
 
     Raises:
-        CheckpointError: On every rank, when any rank could not write.
+        CheckpointError: On every rank, when any rank could not write or the pieces contradict each other.
     """
-    is_first = dist.get_rank() == 0
-    _everywhere(folder, "write", lambda: folder.mkdir(parents=True, exist_ok=True) if is_first else None)
-    pieces, _ = save_preprocess(dict(state))
-    _everywhere(folder, "write", lambda: _write_pieces(pieces, folder))
-    _everywhere(folder, "write", lambda: _write_common(folder) if is_first else None)
+    group = group or world_group()
+    is_first = group.rank() == 0
+    _everywhere(folder, "write", lambda: folder.mkdir(parents=True, exist_ok=True) if is_first else None, group)
+    # Its own check of the pieces would gather over the world's group.
+    pieces, _ = save_preprocess(dict(state), validate_access_integrity=False)
+    described = gather_objects_on_first([piece.without_data() for piece in pieces.values()], group)
+    _everywhere(folder, "write", lambda: validate_sharding_integrity(described) if is_first else None, group)
+    _everywhere(folder, "write", lambda: _write_pieces(pieces, folder, group), group)
+    _everywhere(folder, "write", lambda: _write_common(folder) if is_first else None, group)
 
 
 def load_sharded(template: ShardedState, folder: Path) -> None:
@@ -84,18 +91,13 @@ def load_sharded(template: ShardedState, folder: Path) -> None:
     Raises:
         CheckpointError: On every rank: not a checkpoint, damaged, or names or shapes do not match.
     """
-    stored = _everywhere(folder, "read", lambda: read_shapes(folder))
+    stored = _everywhere(folder, "read", lambda: read_shapes(folder), world_group())
     wanted: dict[str, tuple[int, ...]] = {}
     own = {piece.key: tuple(piece.global_shape) for piece in template.values()}
     for shapes in gather_objects(own, world_group()):
         wanted |= shapes
     _require_match(wanted, stored, folder)
-    # Integrity is checked at saving; there rank 0 alone would raise.
-    _everywhere(
-        folder,
-        "read",
-        lambda: dist_checkpointing.load(dict(template), str(folder), validate_access_integrity=False),
-    )
+    _everywhere(folder, "read", lambda: _read_pieces(template, folder), world_group())
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -138,7 +140,8 @@ class _Writer(torch_checkpoint.FileSystemWriter):
     def __init__(self, folder: Path) -> None:
         # One thread: what another raises is printed and lost, and a checkpoint without its pieces passes for complete.
         # Files are synced here, by the rank that writes them: no other host can do it.
-        super().__init__(folder, thread_count=1, sync_files=True)
+        # Nothing is copied ahead: that asks the thread's own CUDA device, which is number 0 in every new thread.
+        super().__init__(folder, thread_count=1, sync_files=True, per_thread_copy_ahead=0)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Writes this rank's pieces; a full disk is called that, not by what torch stumbles over because of it."""
@@ -151,7 +154,7 @@ class _Writer(torch_checkpoint.FileSystemWriter):
             raise refusal or error from None
 
 
-def _write_pieces(pieces: dict[str, ShardedTensor], folder: Path) -> None:
+def _write_pieces(pieces: dict[str, ShardedTensor], folder: Path, group: dist.ProcessGroup) -> None:
     """Writes this rank's pieces within this process.
 
     megatron's own strategy forks writers, which can inherit a held lock from a data-loading thread and then
@@ -162,6 +165,7 @@ def _write_pieces(pieces: dict[str, ShardedTensor], folder: Path) -> None:
         mcore_to_pyt_state_dict(by_key),
         storage_writer=_Writer(folder),
         planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        process_group=group,
     )
 
 
@@ -170,6 +174,15 @@ def _write_common(folder: Path) -> None:
     torch.save({}, folder / COMMON_STATE_FNAME)
     # Last of all files: without it megatron and `_read_entries` take the folder for no checkpoint.
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+
+
+def _read_pieces(template: ShardedState, folder: Path) -> None:
+    # Main thread only, which saving need not be: filters belong to the whole process.
+    with warnings.catch_warnings():
+        # megatron still calls two deprecated torch functions; the user can do nothing about it.
+        warnings.simplefilter("ignore", FutureWarning)
+        # Integrity is checked at saving; there rank 0 alone would raise.
+        dist_checkpointing.load(dict(template), str(folder), validate_access_integrity=False)
 
 
 def _read_entries(folder: Path) -> dict[str, TensorStorageMetadata]:
@@ -199,20 +212,17 @@ def _require_match(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, t
             )
 
 
-def _everywhere(folder: Path, verb: str, work: Callable[[], Result]) -> Result:
+def _everywhere(folder: Path, verb: str, work: Callable[[], Result], group: dist.ProcessGroup) -> Result:
     """Runs a rank's own part and raises on all ranks when it failed on one."""
     result: Result | None = None
     problem: str | None = None
     try:
-        with warnings.catch_warnings():
-            # megatron still calls two deprecated torch functions; the user can do nothing about it.
-            warnings.simplefilter("ignore", FutureWarning)
-            result = work()
+        result = work()
     except CheckpointError as error:
         problem = str(error)
     except FAILURES as error:
         problem = f"cannot {verb} the checkpoint {folder}: {_reason(error)}{_FIXES[verb]}"
-    problems = [other for other in gather_objects(problem, world_group()) if other is not None]
+    problems = [other for other in gather_objects(problem, group) if other is not None]
     if problems:
         raise CheckpointError(problems[0])
     return cast(Result, result)

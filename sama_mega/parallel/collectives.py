@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -37,10 +38,28 @@ def world_group() -> dist.ProcessGroup:
     return group
 
 
+def form_background_group(timeout_seconds: float) -> dist.ProcessGroup:
+    """A gloo group of all ranks for one background thread; every rank calls it in its main thread.
+
+    Two threads that send over one group mix up their messages, so the thread must use this one alone.
+
+    Args:
+        timeout_seconds: How long one of its collectives may wait for the other ranks before it fails.
+    """
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds), group_desc="BACKGROUND")
+
+
 def gather_objects(value: Any, group: dist.ProcessGroup) -> list[Any]:
     """Every rank's picklable value, in group rank order, on every rank."""
     gathered: list[Any] = [None] * group.size()
     dist.all_gather_object(gathered, value, group=group)
+    return gathered
+
+
+def gather_objects_on_first(value: Any, group: dist.ProcessGroup) -> list[Any] | None:
+    """Every rank's picklable value, in group rank order, on the group's first rank; None on the others."""
+    gathered: list[Any] | None = [None] * group.size() if group.rank() == 0 else None
+    dist.gather_object(value, gathered, group=group, group_dst=0)
     return gathered
 
 

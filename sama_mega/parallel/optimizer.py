@@ -203,14 +203,9 @@ class MegatronAdamW:
     def sharded_state(self, prefix: str = "optimizer.") -> ShardedState:
         """Describes moments and masters for a checkpoint, keyed by parameter name; nothing is gathered.
 
-        Also completes a parameter gather still under way, so that the model's own pieces, described before or
-        after, are written whole.
-
         Saving writes these tensors, loading fills them in place (then call `finish_loading`). In a float32
         model the parameters themselves are the masters, so no masters are saved.
         """
-        for stage in self._stages:
-            synchronize_parameters(stage)
         state: ShardedState = {}
         for owned in self.owned:
             moments = self._moments(owned)

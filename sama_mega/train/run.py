@@ -118,7 +118,7 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext) 
         _require_samples_for_every_rank(recipe, loader, context)
         start, lines = _find_start(recipe, folder, context)
         state = build_train_state(recipe, context, initialize=start is None)
-        _restore(recipe, start, state, context)
+        _restore(recipe, start, state)
     life = _from_first_rank(context, lambda: _claim_run_folder(recipe))
     log_path, earlier = (folder.log_path, setup.records) if context.is_first_rank else (None, [])
     with RunLog(log_path, draws_bar=stderr_is_terminal(), earlier=earlier):
@@ -160,12 +160,12 @@ def _find_start(recipe: Recipe, folder: RunFolder, context: ParallelContext) -> 
     return _from_first_rank(context, find)
 
 
-def _restore(recipe: Recipe, start: Path | None, state: TrainState, context: ParallelContext) -> None:
+def _restore(recipe: Recipe, start: Path | None, state: TrainState) -> None:
     """Fills the state: all of it from the run's own checkpoint, the weights alone from another's."""
     if start is None:
         return
     if start.parent == RunFolder(recipe.train.run_folder).checkpoints:
-        load_checkpoint(start, state, context)
+        load_checkpoint(start, state)
     else:
         load_initial_weights(start, recipe.checkpoint.init_weights, state)
 

@@ -50,5 +50,6 @@ def build_train_state(recipe: Recipe, context: ParallelContext, *, initialize: b
         for stage in build_model(recipe, context, initialize=initialize)
     ]
     optimizer = build_optimizer(recipe, stages, context)
-    average = WeightAverage(optimizer, recipe.optimizer.ema_decay, recipe.optimizer.ema_ramp)
+    settings = recipe.optimizer
+    average = WeightAverage(optimizer, settings.ema_decay, settings.ema_ramp, on_host=settings.ema_device == "host")
     return TrainState(stages, optimizer, average)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import resource
 import signal
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from tests.support.distributed import run_distributed
 
@@ -32,8 +35,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tensor-whole-sequence": {"tensor": 2, "sequence": False},
     "data-overlap": {"overlap_grad_reduce": True, "overlap_param_gather": True},
 }
-WORLDS = {1: ["one"], 2: ["tensor", "data", "tensor-whole-sequence", "data-overlap"]}
-EARLIER = {"tensor": "one", "data": "tensor"}
+WORLDS = {1: ["one"], 2: ["tensor", "data", "data-overlap", "tensor-whole-sequence"]}
+EARLIER = {"tensor": "one", "data": "tensor", "tensor-whole-sequence": "data-overlap"}
 """Whose checkpoint a layout loads beside its own."""
 
 RELATIVE_LIMIT = {"model": 1e-5, "optimizer": 1e-4}
@@ -149,9 +152,9 @@ class Run:
         return norms
 
     def state(self) -> dict:
-        from sama_mega.parallel.sharded_state import shard_parameters
-
-        return shard_parameters(self.model, self.context, "model.") | self.optimizer.sharded_state()
+        owned = self.optimizer.owned
+        model = self.optimizer.sharded_masters("model.", [part.view_in(part.parameter) for part in owned])
+        return model | self.optimizer.sharded_state()
 
     def save(self, folder: Path) -> None:
         from sama_mega.parallel.checkpoint_io import save_sharded
@@ -319,9 +322,10 @@ def other_weights(recipe: Any, context: Any, folder: Path) -> dict[str, Any]:
 def failures(recipe: Any, context: Any, folder: Path, good: str) -> dict[str, str]:
     """Messages of everything that must fail alike on every rank; a hang would trip the test's time-out."""
     from sama_mega.parallel.checkpoint_io import load_sharded, save_sharded
+    from sama_mega.parallel.sharded_state import shard_parameters
 
     run = Run(recipe, context)
-    state = run.state()
+    state = shard_parameters(run.model, context, "model.") | run.optimizer.sharded_state()
     key = "model.scale.weight"
     wrong_shape = dict(state)
     # Whole on every rank and taller than the stored one.
@@ -338,6 +342,7 @@ def failures(recipe: Any, context: Any, folder: Path, good: str) -> dict[str, st
         "nothing": _message(lambda: load_sharded(state, folder / "nowhere")),
         "damaged": _message(lambda: _after_barrier(lambda: load_sharded(state, damaged))),
         "weights_only": _message(lambda: load_sharded(_section(run.state(), "model."), folder / good)),
+        "contradiction": _message(lambda: save_sharded(_two_shapes(), folder / f"contradiction-{good}")),
         "unwritable": _message(lambda: save_sharded(state, Path("/proc/none"))),
         "full_disk": _message(lambda: _with_tiny_files(context, lambda: run.save(folder / f"full-{good}"))),
     }
@@ -367,6 +372,13 @@ def _renamed(piece: Any) -> Any:
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
     return ShardedTensor.from_rank_offsets("model.other", piece.data, replica_id=piece.replica_id)
+
+
+def _two_shapes() -> dict:
+    """Two pieces of one tensor that do not agree how large it is."""
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+    return {str(size): ShardedTensor.from_rank_offsets("model.x", torch.zeros(size)) for size in (2, 3)}
 
 
 def _damage(good: Path, target: Path) -> None:
@@ -435,6 +447,17 @@ def assert_close_to_reference(tensors: dict[str, torch.Tensor], expected: dict[s
         assert error <= RELATIVE_LIMIT[key.split(".")[0]], (key, error)
 
 
+def written_model_pieces(checkpoint: Path) -> list[tuple[str, int]]:
+    """File and number of elements of every piece of the model."""
+    metadata = FileSystemReader(checkpoint).read_metadata()
+    return [
+        (metadata.storage_data[MetadataIndex(key, chunk.offsets)].relative_path, chunk.sizes.numel())
+        for key, entry in metadata.state_dict_metadata.items()
+        if key.startswith("model.")
+        for chunk in entry.chunks
+    ]
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_takes_the_steps_of_plain_adamw(layouts: Any, reference: Any, name: str) -> None:
     from sama_mega.parallel.checkpoint_io import read_plain
@@ -482,6 +505,17 @@ def test_checkpoint_loads_in_another_layout(layouts: Any, name: str, earlier: st
         assert torch.equal(value, rewritten[key]), key
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["data", "data-overlap"])
+def test_every_data_rank_writes_its_share_of_the_model(layouts: Any, name: str, precision: str) -> None:
+    folder, _ = layouts
+    elements = Counter[str]()
+    for place, length in written_model_pieces(folder / f"{name}-{precision}"):
+        elements[place] += length
+    assert len(elements) == 2
+    assert min(elements.values()) > sum(elements.values()) / 3
+
+
 @pytest.mark.parametrize(("name", "earlier"), EARLIER.items())
 def test_training_continues_in_another_layout(layouts: Any, reference: Any, name: str, earlier: str) -> None:
     from sama_mega.parallel.checkpoint_io import read_plain
@@ -515,6 +549,7 @@ def test_failures_reach_every_rank_in_one_line(layouts: Any, name: str) -> None:
         "shape": "model.scale.weight is [1, 6]",
         "nothing": "not a complete checkpoint",
         "damaged": "cannot read the checkpoint",
+        "contradiction": "cannot write the checkpoint",
         "unwritable": "cannot write the checkpoint",
         "full_disk": "cannot write the checkpoint",
     }

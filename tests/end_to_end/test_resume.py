@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ from typing import Any
 
 import pytest
 
+from sama_mega.checkpoint import write
+from sama_mega.config.errors import UserError
+from sama_mega.parallel import checkpoint_io
 from sama_mega.parallel.checkpoint_io import read_plain
 from sama_mega.train import run as run_module
+from sama_mega.train.hooks.checkpoint import CheckpointHook
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.step import TrainStep
 from tests.support.tiny_recipe import (
@@ -37,7 +42,8 @@ STEPS, EVERY = 18, 4
 KILLED_AT, RESUMED_AT = 12, 8
 TIMEOUT_SECONDS = 90.0
 
-# Stops for good where a checkpoint is whole but not yet renamed; the test then kills the process.
+# Stops for good where a checkpoint is whole but not yet renamed; the run goes on to the next save, which waits for it,
+# and the test then kills the process.
 STALLING_PROGRAM = f"""
 import sys, time
 from sama_mega.checkpoint import write
@@ -112,6 +118,7 @@ def killed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
         )
     try:
         wait_until((folder / "stalled").exists, [process], TIMEOUT_SECONDS)
+        wait_until(lambda: len(read_rows(folder)) == KILLED_AT + EVERY, [process], TIMEOUT_SECONDS)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{log.read_text()}") from error
     finally:
@@ -131,7 +138,7 @@ def test_a_kill_leaves_the_checkpoints_before_it(killed: Killed) -> None:
         "step-00000004",
         f"step-{RESUMED_AT:08d}",
     ]
-    assert [row["step"] for row in read_rows(killed.found)] == list(range(1, KILLED_AT + 1))
+    assert [row["step"] for row in read_rows(killed.found)] == list(range(1, KILLED_AT + EVERY + 1))
     assert read_plain(newest_checkpoint(killed.found))
 
 
@@ -225,6 +232,54 @@ def saved_at_four(world: Path, folder: Path) -> dict[str, Any]:
     return read_plain(folder / "checkpoints/step-00000004")
 
 
+def test_a_failed_save_ends_the_run_at_the_next_one(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_io, "_write_pieces", full)
+    assert call_main(*train_arguments(tmp_path / "run", world)) == 2
+    said = capfd.readouterr().err
+    assert "No space left on device" in one_error_line(said)
+    assert "step-00000004 was not saved" in said and "step-00000008" not in said
+    assert [row["step"] for row in read_rows(tmp_path / "run")] == list(range(1, 2 * EVERY + 1))
+    assert checkpoint_names(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("disk_is_full", [False, True])
+def test_a_run_that_fails_beside_a_save_ends_with_its_own_error(
+    world: Path, tmp_path: Path, disk_is_full: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And waits for the save, which is complete or absent as ever."""
+    ended = threading.Event()
+    put_in_place, on_run_end, step = write.put_in_place, CheckpointHook.on_run_end, TrainStep.run
+
+    def put_after_the_end(unfinished: Path, final: Path) -> None:
+        assert ended.wait(TIMEOUT_SECONDS)
+        if disk_is_full:
+            raise OSError(28, "No space left on device")
+        put_in_place(unfinished, final)
+
+    def end(self: CheckpointHook, *arguments: Any) -> None:
+        ended.set()
+        on_run_end(self, *arguments)
+
+    def fail_at_six(self: TrainStep, drawn: Any, rate: float) -> Any:
+        if drawn.step == 6:
+            raise UserError("this run has an error of its own")
+        return step(self, drawn, rate)
+
+    monkeypatch.setattr(write, "put_in_place", put_after_the_end)
+    monkeypatch.setattr(CheckpointHook, "on_run_end", end)
+    monkeypatch.setattr(TrainStep, "run", fail_at_six)
+    assert call_main(*train_arguments(tmp_path / "run", world)) == 2
+    said = capfd.readouterr().err
+    assert one_error_line(said) == "error: this run has an error of its own"
+    assert ("step-00000004 was not saved" in said) == disk_is_full
+    assert checkpoint_names(tmp_path / "run") == ([] if disk_is_full else ["step-00000004"])
+
+
 def test_a_disk_without_room_for_a_line_is_still_one_error_line(
     world: Path, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +323,7 @@ def test_an_older_life_may_not_save(
 
     def step_beside_another_life(self: TrainStep, drawn: Any, rate: float) -> Any:
         if drawn.step == 6:
+            wait_until((folder / "checkpoints/step-00000004").exists, [], TIMEOUT_SECONDS)
             RunFolder(folder).start_life({})
         return step(self, drawn, rate)
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 from sama_mega.parallel.runtime import ParallelContext
-from sama_mega.train.checkpoint import save_checkpoint
-from sama_mega.train.hooks.base import Hook, Run
+from sama_mega.train.checkpoint_saver import CheckpointSaver
+from sama_mega.train.hooks.base import EndReason, Hook, Run
 from sama_mega.train.report import StepReport
 from sama_mega.train.state import TrainState
-
-_log = logging.getLogger(__name__)
 
 
 class CheckpointHook(Hook):
@@ -26,9 +22,22 @@ class CheckpointHook(Hook):
         self._state = state
         self._context = context
         self._life = life
+        self._saver: CheckpointSaver | None = None
+
+    def on_run_start(self, run: Run) -> None:
+        """Forms the saver's group, on every rank."""
+        self._saver = CheckpointSaver(run.folder, run.recipe, self._context, self._life)
 
     def on_step_end(self, run: Run, report: StepReport) -> None:
-        """Saves when a checkpoint is due."""
-        if report.step % run.recipe.checkpoint.every == 0 or report.step == run.total_steps:
-            path = save_checkpoint(run.folder, self._state, run.recipe, self._context, self._life)
-            _log.info("saved %s", path)
+        """Begins a save when one is due; after the last step, waits for it: here its failure still ends the run."""
+        assert self._saver is not None, "on_run_start() first"
+        is_last = report.step == run.total_steps
+        if report.step % run.recipe.checkpoint.every == 0 or is_last:
+            self._saver.save(self._state)
+        if is_last:
+            self._saver.wait()
+
+    def on_run_end(self, run: Run, reason: EndReason) -> None:
+        """Waits for a save under way; one that fails now has said so in the log."""
+        if self._saver is not None:
+            self._saver.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,9 +14,9 @@ from sama_mega.train.ema import WeightAverage
 SIZES = (3, 17)
 
 
-def make_optimizer() -> Any:
+def make_optimizer(device: str = "cpu") -> Any:
     generator = torch.Generator().manual_seed(3)
-    owned = [SimpleNamespace(master=torch.randn(size, generator=generator)) for size in SIZES]
+    owned = [SimpleNamespace(master=torch.randn(size, generator=generator).to(device)) for size in SIZES]
     return SimpleNamespace(owned=tuple(owned))
 
 
@@ -27,14 +27,15 @@ def masters(optimizer: Any) -> list[np.ndarray]:
 def take_step(optimizer: Any, number: int) -> None:
     generator = torch.Generator().manual_seed(100 + number)
     for owned in optimizer.owned:
-        owned.master.add_(torch.randn(owned.master.shape, generator=generator))
+        owned.master.add_(torch.randn(owned.master.shape, generator=generator).to(owned.master.device))
 
 
+@pytest.mark.parametrize("on_host", [False, True])
 @pytest.mark.parametrize("ramp", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9998])
-def test_it_follows_the_formula(decay: float, ramp: bool) -> None:
+def test_it_follows_the_formula(decay: float, ramp: bool, on_host: bool) -> None:
     optimizer = make_optimizer()
-    average = WeightAverage(optimizer, decay, ramp)
+    average = WeightAverage(optimizer, decay, ramp, on_host)
     expected = masters(optimizer)
     for number in range(30):
         take_step(optimizer, number)
@@ -90,3 +91,26 @@ def test_restarting_takes_the_present_weights_and_ramps_anew() -> None:
     average.update()
     for ours, old, new in zip(average.values, start, masters(optimizer), strict=True):
         np.testing.assert_allclose(ours.numpy(), 0.1 * old + 0.9 * new, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_on_the_host_it_is_the_same_to_the_last_bit(device: str) -> None:
+    optimizer = make_optimizer(device)
+    on_device, on_host = (WeightAverage(optimizer, 0.9, True, on_host=place) for place in (False, True))
+    for number in range(20):
+        take_step(optimizer, number)
+        on_device.update()
+        on_host.update()
+        for ours, truth in zip(on_host.values, on_device.values, strict=True):
+            assert ours.device.type == "cpu" and ours.is_pinned() == (device == "cuda")
+            assert torch.equal(ours, truth.cpu())
+    assert on_host.num_updates == 20
+
+
+def test_on_the_host_it_is_read_after_the_device_has_written_it() -> None:
+    average = WeightAverage(make_optimizer(), 0.9, False, on_host=True)
+    waited: list[str] = []
+    average._updated = cast(Any, SimpleNamespace(record=lambda: waited.append("record"), synchronize=waited.clear))
+    average.update()
+    assert waited == ["record"]
+    assert average.values and waited == []

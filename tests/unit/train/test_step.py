@@ -111,6 +111,15 @@ def test_a_step_moves_everything(material: Material) -> None:
     assert after["counts"].tolist() == [1, 1]
 
 
+def test_the_average_may_lie_on_the_host(material: Material) -> None:
+    plain, on_host = Trainer(material), Trainer(material, optimizer__ema_device="host")
+    assert (plain.state.average._on_host, on_host.state.average._on_host) == (False, True)
+    for trainer in (plain, on_host):
+        for drawn in material.steps:
+            trainer.run(drawn)
+    assert_bitwise_equal(on_host.everything(), plain.everything())
+
+
 @pytest.mark.parametrize("guard", ["skip_loss_above", "skip_grad_norm_above"])
 def test_a_guard_leaves_every_bit_in_place(material: Material, guard: str) -> None:
     trainer = Trainer(material)
