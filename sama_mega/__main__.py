@@ -79,12 +79,13 @@ def check(
         int | None,
         typer.Option(min=1, help="Ranks to plan for (default: the fewest that the degrees allow)."),
     ] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Ranks on a node: warn of groups that span nodes.")] = 8,
     as_json: JsonOption = False,
 ) -> None:
     """Validate a recipe for any number of GPUs, without one; show its layout and sequence lengths."""
     from sama_mega.commands import check as command
 
-    raise typer.Exit(command.run(recipe, overrides or [], num_ranks=gpus, as_json=as_json))
+    raise typer.Exit(command.run(recipe, overrides or [], num_ranks=gpus, as_json=as_json, gpus_per_node=gpus_per_node))
 
 
 @app.command()

@@ -14,6 +14,8 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import FRAMES_PER_LATENT, LATENT_STRIDE
 from sama_mega.parallel.layout import Layout, fewest_ranks, resolve_layout
 
+DEFAULT_GPUS_PER_NODE = 8
+
 _MOST_GROUPS_SHOWN = 8
 
 
@@ -29,7 +31,13 @@ class BucketTokens:
     video_sequence: int
 
 
-def run(recipe: str | Path, overrides: Sequence[str], num_ranks: int | None = None, as_json: bool = False) -> int:
+def run(
+    recipe: str | Path,
+    overrides: Sequence[str],
+    num_ranks: int | None = None,
+    as_json: bool = False,
+    gpus_per_node: int = DEFAULT_GPUS_PER_NODE,
+) -> int:
     """Validate a recipe and print its layout, its sequence lengths and warnings.
 
     Args:
@@ -37,6 +45,7 @@ def run(recipe: str | Path, overrides: Sequence[str], num_ranks: int | None = No
         overrides: `section.key=value` items.
         num_ranks: Ranks to plan for; None takes the fewest that the recipe's degrees allow.
         as_json: Whether the last line of stdout is one JSON object.
+        gpus_per_node: Ranks on each node, for warnings of groups that span nodes.
 
     Returns:
         Exit status 0.
@@ -50,7 +59,7 @@ def run(recipe: str | Path, overrides: Sequence[str], num_ranks: int | None = No
     _require_built_kernels(loaded)
     buckets = [bucket_tokens(loaded, width, height) for width, height in loaded.data.buckets]
     samples, warnings = count_samples(loaded)
-    warnings += other_warnings(loaded, layout)
+    warnings += other_warnings(loaded, layout) + node_warnings(loaded, layout, gpus_per_node)
     _print_report(str(recipe), loaded, layout, buckets, samples)
     for warning in warnings:
         print(f"warning    {warning}")
@@ -122,6 +131,48 @@ def other_warnings(recipe: Recipe, layout: Layout) -> list[str]:
             f"optimizer.warmup_steps ({recipe.optimizer.warmup_steps}) never ends: train.steps is {recipe.train.steps}"
         )
     return warnings
+
+
+def node_warnings(recipe: Recipe, layout: Layout, gpus_per_node: int) -> list[str]:
+    """Groups that talk in every block and span nodes: the network is slower than the links inside a node.
+
+    Args:
+        recipe: The recipe.
+        layout: Its layout.
+        gpus_per_node: Ranks on each node, numbered node by node.
+    """
+    tensor, ulysses, node = layout.tensor, layout.ulysses, f"the GPUs of a node (--gpus-per-node {gpus_per_node})"
+    # Ranks of a group are neighbours: tensor first, then context.
+    if _spans_nodes(tensor, layout.world_size, gpus_per_node):
+        fitting = ", ".join(map(str, _degrees_inside(recipe, gpus_per_node)))
+        return [
+            f"parallel.tensor ({tensor}) must divide {node} or the sums of every matrix cross the network: "
+            f"use {fitting}"
+        ]
+    if ulysses > 1 and _spans_nodes(tensor * ulysses, layout.world_size, gpus_per_node):
+        inside = max(
+            degree
+            for degree in range(1, ulysses)
+            if ulysses % degree == 0 and not _spans_nodes(tensor * degree, layout.world_size, gpus_per_node)
+        )
+        return [
+            f"parallel.tensor x ulysses ({tensor} x {ulysses} = {tensor * ulysses}) should divide {node}: it works, "
+            f"but every block's all-to-all crosses the network; parallel.ulysses={inside} keeps heads inside a node "
+            "and gathers keys and values between nodes instead"
+        ]
+    return []
+
+
+def _spans_nodes(group_size: int, world_size: int, gpus_per_node: int) -> bool:
+    """Whether some group of neighbouring ranks, the first of which begins at rank 0, has ranks on two nodes."""
+    starts = range(0, world_size, group_size)
+    return any(start // gpus_per_node != (start + group_size - 1) // gpus_per_node for start in starts)
+
+
+def _degrees_inside(recipe: Recipe, gpus_per_node: int) -> list[int]:
+    """Tensor degrees that fit the model and a node."""
+    sizes = (gpus_per_node, recipe.model.num_heads, recipe.model.ffn_dim)
+    return [degree for degree in range(1, gpus_per_node + 1) if all(size % degree == 0 for size in sizes)]
 
 
 def _require_built_kernels(recipe: Recipe) -> None:

@@ -71,6 +71,7 @@ def test_every_command_has_help(arguments: list[str], capsys: pytest.CaptureFixt
         ["train", "x.yaml", "--no-such-option"],
         ["check", "x.yaml", "--gpus", "none"],
         ["check", "x.yaml", "--gpus", "0"],
+        ["check", "x.yaml", "--gpus-per-node", "0"],
         ["verify"],
         ["verify", "--golden", "folder", "x.yaml"],
         ["verify", "--golden", "folder", "--tp", "0"],
@@ -209,6 +210,56 @@ def test_check_warns_of_what_is_probably_not_meant(repo_root: Path, capsys: pyte
     printed = capsys.readouterr().out
     for words in ("starts from random weights", "never ends", "leave 16 of 32 data ranks idle"):
         assert words in printed
+
+
+TENSOR_SPANS = "parallel.tensor ({}) must divide the GPUs of a node (--gpus-per-node {}) or the sums of every matrix"
+HEADS_SPAN = "parallel.tensor x ulysses ({}) should divide the GPUs of a node (--gpus-per-node {})"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        # 40 heads and a feed-forward of 13,824: a tensor degree divides both.
+        ("parallel.tensor=8 --gpus 64", None),
+        (
+            "parallel.tensor=8 --gpus 64 --gpus-per-node 4",
+            [TENSOR_SPANS.format(8, 4), "cross the network: use 1, 2, 4"],
+        ),
+        ("parallel.tensor=4 --gpus 24 --gpus-per-node 6", [TENSOR_SPANS.format(4, 6), "cross the network: use 1, 2"]),
+        ("parallel.tensor=4 --gpus 4 --gpus-per-node 6", None),
+        ("parallel.tensor=4 parallel.context=2 --gpus 16", None),
+        (
+            "parallel.tensor=4 parallel.context=10 --gpus 80",
+            [HEADS_SPAN.format("4 x 10 = 40", 8), "it works, but", "parallel.ulysses=2 keeps heads inside"],
+        ),
+        ("parallel.tensor=4 parallel.context=10 parallel.ulysses=2 --gpus 80", None),
+        (
+            "parallel.tensor=8 parallel.context=5 --gpus 40",
+            [HEADS_SPAN.format("8 x 5 = 40", 8), "parallel.ulysses=1 keeps heads inside"],
+        ),
+        ("parallel.tensor=8 parallel.context=5 --gpus 40 --gpus-per-node 4", [TENSOR_SPANS.format(8, 4)]),
+        ("parallel.tensor=2 parallel.context=2 --gpus 12 --gpus-per-node 6", [HEADS_SPAN.format("2 x 2 = 4", 6)]),
+    ],
+)
+def test_check_warns_of_groups_that_span_nodes(
+    arguments: str, words: list[str] | None, repo_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(repo_root / "recipes/wan14b_stage1.yaml")
+    assert status_of("check", recipe, *arguments.split(), "--json") == 0
+    *lines, report = capsys.readouterr().out.splitlines()
+    about_nodes = [warning for warning in json.loads(report)["warnings"] if "of a node" in warning]
+    assert len(about_nodes) == (words is not None)
+    for warning in about_nodes:
+        assert f"warning    {warning}" in lines
+        assert all(word in warning for word in words or [])
+
+
+def test_check_shows_how_context_and_stages_are_split(repo_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    degrees = ("parallel.tensor=2", "parallel.context=4", "parallel.pipeline=3", "parallel.ulysses=2")
+    assert status_of("check", str(repo_root / "recipes/wan14b_stage1.yaml"), *degrees) == 0
+    printed = capsys.readouterr().out
+    assert "context 4 (exchanging heads over 2, gathering keys and values over 2)" in printed
+    assert "pipeline 3 (layers 14+13+13)" in printed
 
 
 def test_check_needs_no_torch(repo_root: Path) -> None:
