@@ -23,7 +23,8 @@ MODEL = {
     "text_dim": 16,
     "text_length": 7,
     "time_features": 16,
-    "semantic_dim": 12,
+    # Many: the gradients of the semantic head are signs, which only a prediction that crosses its target changes.
+    "semantic_dim": 96,
     "semantic_hidden_dim": 20,
     "type_embedding_std": 0.3,
 }
