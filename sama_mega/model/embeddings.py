@@ -8,13 +8,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core.tensor_parallel.mappings import (
+    all_gather_last_dim_from_tensor_parallel_region,
+    gather_from_tensor_model_parallel_region,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, silu
 
 from sama_mega.config.schema import Recipe
 from sama_mega.model.norms import AffineLayerNorm
-from sama_mega.model.parallel_layers import Linear, empty_parameter, sees_own_tokens
+from sama_mega.model.parallel_layers import (
+    ColumnLinear,
+    Linear,
+    empty_parameter,
+    sees_own_tokens,
+    sum_gradient_over_tensor_ranks,
+)
 from sama_mega.model.token_layout import Grid
 from sama_mega.parallel.runtime import ParallelContext
 
@@ -93,7 +103,11 @@ class TextEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Timestep to the shared time vector and to the blocks' modulation, in float32 throughout."""
+    """Timestep to the shared time vector and to the blocks' modulation, in float32 throughout.
+
+    The projection's weight is large (157 million numbers at 14B) and its output small: the tensor ranks split the one
+    and gather the other.
+    """
 
     def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
         super().__init__()
@@ -102,15 +116,28 @@ class TimeEmbedding(nn.Module):
         self.num_features = recipe.model.time_features
         self.linear_in = Linear(self.num_features, dim, **options)
         self.linear_out = Linear(dim, dim, **options)
-        self.projection = Linear(dim, 6 * dim, **options)
-        # Not a token's module, but its gradient comes from the modulation of this rank's tokens.
-        sees_own_tokens(self, config)
+        self.projection = ColumnLinear(dim, 6 * dim, config, context, gather_sequence=False, dtype=torch.float32)
+        self._context = context
+        # Not tokens' modules, but their gradients come from the modulation of this rank's tokens.
+        for module in (self.linear_in, self.linear_out):
+            sees_own_tokens(module, config)
 
     def forward(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """``[B]`` in 0..1000 -> the time vector ``[B, dim]`` and the modulation ``[B, 6, dim]``, float32."""
         features = sinusoidal_features(timesteps, self.num_features)
         time = self.linear_out(silu(self.linear_in(features)))
-        return time, self.projection(silu(time)).unflatten(-1, (6, -1))
+        return time, self._project(time).unflatten(-1, (6, -1))
+
+    def _project(self, time: Tensor) -> Tensor:
+        """``[B, dim]`` -> ``[B, 6 * dim]``, whole on every rank."""
+        layout, group = self._context.layout, self._context.tensor_group
+        if layout.tensor == 1:
+            return self.projection(silu(time))
+        if layout.sequence:
+            # Every rank's gradient of the modulation, and of the time vector, is its own tokens' part of a sum.
+            return all_gather_last_dim_from_tensor_parallel_region(self.projection(silu(time)), group=group)
+        projected = self.projection(sum_gradient_over_tensor_ranks(silu(time), self._context))
+        return gather_from_tensor_model_parallel_region(projected, group=group)
 
 
 def sinusoidal_features(timesteps: Tensor, num_features: int) -> Tensor:

@@ -17,6 +17,7 @@ from megatron.core.tensor_parallel.layers import (
     RowParallelLinear,
     set_tensor_model_parallel_attributes,
 )
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
@@ -39,7 +40,9 @@ class ColumnLinear(ColumnParallelLinear):
         config: megatron's configuration.
         context: The running layout.
         gather_sequence: True: the input is a sequence shard (under sequence parallel it is all-gathered first);
-            False: the input is whole on every rank, and so is its gradient.
+            False: the input is whole on every rank, and its gradient is this rank's part of a sum: see
+            `sum_gradient_over_tensor_ranks`.
+        dtype: Of weight and bias; the configuration's by default.
     """
 
     def __init__(
@@ -50,14 +53,18 @@ class ColumnLinear(ColumnParallelLinear):
         context: ParallelContext,
         *,
         gather_sequence: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if not gather_sequence:
             config = dataclasses.replace(config, sequence_parallel=False)
+        if dtype is not None:
+            config = dataclasses.replace(config, params_dtype=dtype)
         super().__init__(
             in_features,
             out_features,
             config=config,
             init_method=_left_to_initialize_weights,
+            disable_grad_reduce=not gather_sequence,
             tp_group=context.tensor_group,
         )
         for parameter in self.parameters():
@@ -105,6 +112,17 @@ class RowLinear(RowParallelLinear):
         """``[all tokens, B, in / tp]`` -> ``[tokens, B, out]`` (this rank's tokens under sequence parallel)."""
         output: Tensor = super().forward(x)[0]
         return output
+
+
+def sum_gradient_over_tensor_ranks(x: Tensor, context: ParallelContext) -> Tensor:
+    """Passes a tensor that is whole on every tensor rank on to linears that each use it for their own features.
+
+    Forward nothing happens; backward the ranks' parts of its gradient are summed, once for all those linears.
+    """
+    if context.layout.tensor == 1:
+        return x
+    summed: Tensor = copy_to_tensor_model_parallel_region(x, group=context.tensor_group)
+    return summed
 
 
 def split_over_tensor_ranks(parameter: nn.Parameter, dim: int) -> None:

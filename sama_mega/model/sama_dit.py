@@ -29,7 +29,7 @@ from sama_mega.model.embeddings import (
 )
 from sama_mega.model.heads import SemanticHead, VelocityHead
 from sama_mega.model.norms import SegmentEmbedding
-from sama_mega.model.parallel_layers import copied_to_stages
+from sama_mega.model.parallel_layers import copied_to_stages, sum_gradient_over_tensor_ranks
 from sama_mega.model.recompute import run_with_recompute
 from sama_mega.model.token_layout import SEMANTIC, TokenLayout
 from sama_mega.parallel.collectives import all_reduce_in_place
@@ -128,7 +128,7 @@ class SamaDiT(MegatronModule):
         layout = self._token_layout(given)
         hidden = self._embed(layout, given) if self.stage.is_first else self._take_received()
         time, time_modulation = self.time_embedding(given.timesteps)
-        text_embedded = self.text_embedding(given.text)
+        text_embedded = sum_gradient_over_tensor_ranks(self.text_embedding(given.text), self.context)
         rope = self._rope(layout, hidden.device)
         for block in self.blocks.values():
             hidden = run_with_recompute(

@@ -196,7 +196,7 @@ def _mean_of_means() -> AbstractContextManager[None]:
 
 
 _SEQUENCE_SHARED = _both(
-    *("patch_embedding.*", "segment_embedding.weight", "siglip_feat_mlp.*", "time_embedding.*"),
+    *("patch_embedding.*", "segment_embedding.weight", "siglip_feat_mlp.*", "time_embedding.linear_*"),
     *("blocks.*.modulation", "blocks.*.norm3.*", "blocks.*.o.bias", "blocks.*.ffn.linear_out.bias"),
     *("head.*", "semantic_head.*"),
 )

@@ -89,7 +89,14 @@ class Document:
 
 
 BLOCK_FORWARD, BLOCK_BACKWARD = "Each block, forward", "Each block, backward"
-MICRO_BATCH, STEP, BUCKET = "Each micro-batch", "Each optimizer step", "Each bucket of gradients, each optimizer step"
+MICRO_BATCH, MICRO_BATCH_BACKWARD = "Each micro-batch, forward and between stages", "Each micro-batch, backward"
+STEP, BUCKET = "Each optimizer step", "Each bucket of gradients, each optimizer step"
+TABLES = {
+    "block forward": (BLOCK_FORWARD,),
+    "backward": (BLOCK_BACKWARD, MICRO_BATCH_BACKWARD),
+    "micro-batch": (MICRO_BATCH,),
+}
+"""By phase of the recorder: the tables that say what is sent in it."""
 
 
 def read_document(path: Path = DOCUMENT) -> Document:
@@ -363,7 +370,6 @@ def observed_by_ranks(steps: list[dict[str, Observed]], label: str) -> list[Obse
 
 def expected_messages(seen: Observed, document: Document, phase: str) -> Counter[tuple[str, str, int]]:
     """What the document says that a rank sends in a phase."""
-    titles = {"block forward": BLOCK_FORWARD, "backward": BLOCK_BACKWARD, "micro-batch": MICRO_BATCH}
     total: Counter[tuple[str, str, int]] = Counter()
     if phase == "step":
         total += expected_of(document.rows[STEP], with_definitions(seen.step, document))
@@ -371,8 +377,9 @@ def expected_messages(seen: Observed, document: Document, phase: str) -> Counter
             total += expected_of(document.rows[BUCKET], with_definitions(names, document))
         return total
     for names in seen.micro_batches:
-        times = 1 if phase == "micro-batch" else seen.num_blocks
-        total += expected_of(document.rows[titles[phase]], with_definitions(names, document), times)
+        for title in TABLES[phase]:
+            times = seen.num_blocks if title in (BLOCK_FORWARD, BLOCK_BACKWARD) else 1
+            total += expected_of(document.rows[title], with_definitions(names, document), times)
     return total
 
 
@@ -405,9 +412,11 @@ def test_every_row_is_met(steps: list[dict[str, Observed]], document: Document) 
     """A row whose condition never holds, or that comes to nothing, would prove nothing."""
     everything = [seen for rank in steps for seen in rank.values()]
     numbers = {
-        BLOCK_FORWARD: [names for seen in everything for names in seen.micro_batches],
-        BLOCK_BACKWARD: [names for seen in everything for names in seen.micro_batches],
-        MICRO_BATCH: [names for seen in everything for names in seen.micro_batches],
+        **{
+            title: [names for seen in everything for names in seen.micro_batches]
+            for titles in TABLES.values()
+            for title in titles
+        },
         STEP: [seen.step for seen in everything],
         BUCKET: [names for seen in everything for names in seen.buckets],
     }

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sama_mega.model
+import sama_mega.train.run
 import sama_mega.train.state
 import sama_mega.verify.golden
 from sama_mega.__main__ import main
