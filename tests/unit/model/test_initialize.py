@@ -73,7 +73,7 @@ def test_every_rank_holds_a_slice_of_the_same_weights(
 
 
 def test_what_is_split(context: ParallelContext) -> None:
-    """Projections by heads or hidden features, q/k norms by heads, nothing else."""
+    """Projections by heads or hidden features, q/k norms by heads, the large one of time, nothing else."""
     [model] = build_model(make_recipe(), as_rank(context, 1, 2))
     split = {
         name.removeprefix("blocks.0.")
@@ -85,8 +85,12 @@ def test_what_is_split(context: ParallelContext) -> None:
     norms = (f"{attention}_attn.norm_{which}.weight" for attention in ("self", "cross") for which in "qk")
     expected = {f"{name}.{kind}" for name in column for kind in ("weight", "bias")}
     assert split == expected | {f"{name}.weight" for name in row} | set(norms)
-    outside = [name for name, parameter in model.named_parameters() if "blocks" not in name]
-    assert all(getattr(model.get_parameter(name), "partition_dim", -1) < 0 for name in outside)
+    outside = {
+        name
+        for name, parameter in model.named_parameters()
+        if "blocks" not in name and getattr(parameter, "partition_dim", -1) >= 0
+    }
+    assert outside == {"time_embedding.projection.weight", "time_embedding.projection.bias"}
 
 
 def test_what_sees_its_own_tokens_only(context: ParallelContext) -> None:
