@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sama_data.samples import Sample
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import build_encoders
 from sama_mega.model.initialize import perturb_weights
@@ -59,11 +60,15 @@ def check_layout(recipe: Recipe, context: ParallelContext, plant: str | None = N
     Raises:
         ConfigError: The bug is not known, or cannot be wrong in this layout.
     """
-    bug = None if plant is None else find_plant(plant, context.layout)
+    layout = context.layout
+    bug = None if plant is None else find_plant(plant, layout)
+    # Interleaved stages need a micro-batch for every pipeline rank.
+    at_least = layout.pipeline if layout.interleave > 1 else 1
+    samples = global_batch(recipe.train.stage, at_least, layout.data)
     with nullcontext() if bug is None else bug.planted():
-        ours = run_step(recipe, context)
+        ours = run_step(recipe, context, samples)
     alone = solo_context(context)
-    checks = compare_steps(ours, run_step(recipe, alone)) if context.is_first_rank else []
+    checks = compare_steps(ours, run_step(recipe, alone, samples)) if context.is_first_rank else []
     # Also keeps the others from leaving while the first rank computes.
     checks = broadcast_object(checks, context.world_group)
     if bug is None:
@@ -72,14 +77,20 @@ def check_layout(recipe: Recipe, context: ParallelContext, plant: str | None = N
     return Report(tuple(checks), must_break)
 
 
-def run_step(recipe: Recipe, context: ParallelContext) -> StepResult:
-    """One optimizer step from perturbed fresh weights; every rank of the layout calls it."""
+def run_step(recipe: Recipe, context: ParallelContext, samples: list[Sample]) -> StepResult:
+    """One optimizer step from perturbed fresh weights; every rank of the layout calls it.
+
+    Args:
+        recipe: From `verification_recipe`.
+        context: The running layout.
+        samples: The global batch; each data rank takes its share.
+    """
     state = build_train_state(recipe, context, initialize=True)
     for stage in state.stages:
         perturb_weights(stage.module, recipe.train.seed)
     before = put_together(_parameters(state, context), context)
     batcher = Batcher(recipe, build_encoders(recipe, context.device), context.device)
-    drawn = share_of(global_batch(recipe.train.stage), context.data_rank, context.layout.data)
+    drawn = share_of(samples, context.data_rank, context.layout.data)
     outcome = TrainStep(recipe, context, state, batcher).run(drawn, LEARNING_RATE)
     assert outcome.skipped is None, outcome.skipped
     gradients = put_together(owned_gradients(state), context)

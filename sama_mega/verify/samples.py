@@ -35,14 +35,18 @@ SHAPES = {
 """By sample, in slot order: pictures first."""
 
 
-def global_batch(stage: int) -> list[Sample]:
+def global_batch(stage: int, at_least_per_rank: int = 1, data_world: int = 1) -> list[Sample]:
     """All samples, the same on every rank; stage 1 has edits only.
 
     Args:
         stage: 0: also raw pictures and clips, one of each motion task.
+        at_least_per_rank: So many clips for every data rank: all kinds are repeated until there are.
+        data_world: Number of data ranks.
     """
     names = [name for name in SHAPES if stage == 0 or name.endswith("edit")]
-    return [_sample(name, slot) for slot, name in enumerate(names)]
+    pictures, clips = ([name for name in names if (SHAPES[name][0] == 1) == still] for still in (True, False))
+    copies = -(-at_least_per_rank * data_world // len(clips))
+    return [_sample(name, slot) for slot, name in enumerate(pictures * copies + clips * copies)]
 
 
 def share_of(samples: list[Sample], data_rank: int, data_world: int) -> StepSamples:

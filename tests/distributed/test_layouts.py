@@ -69,7 +69,7 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
     ],
 }
 RECOMPUTED: dict[int, list[dict[str, Any]]] = {
-    2: [{"tensor": 2}, {"tensor": 2} | NO_SEQUENCE, {"context": 2}, INTERLEAVED],
+    2: [{"tensor": 2}, {"tensor": 2} | NO_SEQUENCE, {"context": 2}, {"pipeline": 2}, INTERLEAVED],
     3: [],
     4: [{"tensor": 2, "context": 2}],
 }
@@ -146,10 +146,13 @@ def run_cases(ranks: int) -> dict[str, Any]:
     from sama_mega.verify.layouts import compare_steps, run_step
     from sama_mega.verify.plants import find_plant
     from sama_mega.verify.report import Report
+    from sama_mega.verify.samples import global_batch
 
     torch.set_num_threads(1)
     context = start_parallel(make_recipe({"data": ranks}, "none"), timeout_seconds=60)
-    truth = run_step(make_recipe({}, "none"), solo_context(context))
+    truth = run_step(make_recipe({}, "none"), solo_context(context), global_batch(0))
+    # What the imports left need not be looked through again at every collection below.
+    gc.freeze()
     reports = {}
     for case in CASES[ranks]:
         degrees, recompute, plant = case
@@ -162,7 +165,7 @@ def run_cases(ranks: int) -> dict[str, Any]:
         context = form_groups(resolve_layout(recipe, ranks), device, seed=0)
         bug = None if plant is None else find_plant(plant, context.layout)
         with nullcontext() if bug is None else bug.planted():
-            checks = compare_steps(run_step(recipe, context), truth)
+            checks = compare_steps(run_step(recipe, context, global_batch(0)), truth)
         expected = None if bug is None else {one.tensor for one in checks if bug.must_break(one.tensor, 4)}
         reports[label(case)] = Report(tuple(checks), None if expected is None else frozenset(expected))
     stop_parallel()
