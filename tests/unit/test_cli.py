@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import pytest
 import sama_mega.commands
 from sama_data.errors import DataError
 from sama_mega.__main__ import main
+from sama_mega.commands.verify import Degrees
 from sama_mega.config import load_recipe
 from sama_mega.config.errors import CheckpointError
 
@@ -27,17 +29,22 @@ def status_of(*arguments: str) -> int:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, command: str, outcome: int | BaseException) -> dict[str, object]:
-    """Replaces a command's module; returns what its run gets."""
+    """Replaces a command's module; returns what its run gets, and under which name it was called."""
     received: dict[str, object] = {}
 
-    def run(*positional: object, **named: object) -> int:
-        received.update(named, positional=positional)
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
+    def called(name: str) -> Callable[..., int]:
+        def run(*positional: object, **named: object) -> int:
+            received.update(named, positional=positional, function=name)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
 
-    monkeypatch.setitem(sys.modules, f"sama_mega.commands.{command}", SimpleNamespace(run=run, run_synth=run))
-    monkeypatch.setattr(sama_mega.commands, command, SimpleNamespace(run=run, run_synth=run), raising=False)
+        return run
+
+    functions = {name: called(name) for name in ("run", "run_synth", "run_golden", "run_recipe", "list_plants")}
+    module = SimpleNamespace(**functions, Degrees=Degrees)
+    monkeypatch.setitem(sys.modules, f"sama_mega.commands.{command}", module)
+    monkeypatch.setattr(sama_mega.commands, command, module, raising=False)
     return received
 
 
@@ -72,8 +79,6 @@ def test_every_command_has_help(arguments: list[str], capsys: pytest.CaptureFixt
         ["check", "x.yaml", "--gpus", "none"],
         ["check", "x.yaml", "--gpus", "0"],
         ["check", "x.yaml", "--gpus-per-node", "0"],
-        ["verify"],
-        ["verify", "--golden", "folder", "x.yaml"],
         ["verify", "--golden", "folder", "--tp", "0"],
         ["verify", "--golden", "folder", "--kernels", "cuda"],
         ["edit", "checkpoint", "clip.mp4", "make it red"],
@@ -127,8 +132,52 @@ def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_command_decides_its_status(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     received = stand_in(monkeypatch, "verify", status)
     assert status_of("verify", "--golden", "folder", "--tp", "2", "--json") == status
-    assert (received["golden"], received["tensor"], received["kernels"]) == (Path("folder"), 2, "auto")
-    assert received["as_json"] is True
+    assert received["function"] == "run_golden"
+    assert received["positional"] == (Path("folder"), Degrees(tensor=2), None, True)
+
+
+def test_verify_takes_a_recipe_or_a_golden_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    received = stand_in(monkeypatch, "verify", 0)
+    options = "--tp 2 --cp 3 --pp 4 --dp 5 --layers 6 --kernels triton --plant stale_kv_shard --json".split()
+    assert status_of("verify", "x.yaml", "a.b=1", "c.d=2", *options) == 0
+    degrees = Degrees(tensor=2, context=3, pipeline=4, data=5)
+    assert received["function"] == "run_recipe"
+    assert received["positional"] == (Path("x.yaml"), ["a.b=1", "c.d=2"], degrees, 6, "triton", "stale_kv_shard", True)
+    assert status_of("verify", "x.yaml") == 0
+    assert received["positional"] == (Path("x.yaml"), [], Degrees(), None, None, None, False)
+    assert status_of("verify", "--list-plants") == 0
+    assert (received["function"], received["positional"]) == ("list_plants", (False,))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "needs a RECIPE or --golden DIR, and not both"),
+        (["x.yaml", "--golden", "folder"], "needs a RECIPE or --golden DIR, and not both"),
+        (["--golden", "folder", "--plant", "stale_kv_shard"], "--plant and --layers need a RECIPE"),
+        (["--golden", "folder", "--layers", "2"], "--plant and --layers need a RECIPE"),
+    ],
+)
+def test_verify_refuses_what_does_not_go_together(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    received = stand_in(monkeypatch, "verify", 0)
+    assert status_of("verify", *arguments) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, received) == ("", {})
+    assert captured.err.startswith("error: ") and words in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("degrees", "options", "given"),
+    [
+        (Degrees(), [], {}),
+        (Degrees(2, 1, None, 4), ["--tp", "2", "--cp", "1", "--dp", "4"], {"tensor": 2, "context": 1, "data": 4}),
+        (Degrees(pipeline=3), ["--pp", "3"], {"pipeline": 3}),
+    ],
+)
+def test_degrees_say_what_was_asked_for(degrees: Degrees, options: list[str], given: dict[str, int]) -> None:
+    assert (degrees.as_options(), degrees.given()) == (options, given)
 
 
 def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
