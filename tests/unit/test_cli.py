@@ -138,11 +138,12 @@ def test_a_command_decides_its_status(status: int, monkeypatch: pytest.MonkeyPat
 
 def test_verify_takes_a_recipe_or_a_golden_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     received = stand_in(monkeypatch, "verify", 0)
-    options = "--tp 2 --cp 3 --pp 4 --dp 5 --layers 6 --kernels triton --plant stale_kv_shard --json".split()
+    degrees = ["--tp", "2", "--cp", "3", "--pp", "4", "--dp", "5"]
+    options = [*degrees, "--layers", "6", "--kernels", "triton", "--plant", "stale_kv_shard", "--json"]
     assert status_of("verify", "x.yaml", "a.b=1", "c.d=2", *options) == 0
-    degrees = Degrees(tensor=2, context=3, pipeline=4, data=5)
     assert received["function"] == "run_recipe"
-    assert received["positional"] == (Path("x.yaml"), ["a.b=1", "c.d=2"], degrees, 6, "triton", "stale_kv_shard", True)
+    layout = Degrees(tensor=2, context=3, pipeline=4, data=5)
+    assert received["positional"] == (Path("x.yaml"), ["a.b=1", "c.d=2"], layout, 6, "triton", "stale_kv_shard", True)
     assert status_of("verify", "x.yaml") == 0
     assert received["positional"] == (Path("x.yaml"), [], Degrees(), None, None, None, False)
     assert status_of("verify", "--list-plants") == 0
