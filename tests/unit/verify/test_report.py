@@ -93,3 +93,43 @@ def test_every_failed_tensor_is_shown(capsys: pytest.CaptureFixture[str]) -> Non
     printed = capsys.readouterr().out
     assert all(check.tensor in printed for check in failed)
     assert "13 compared, 12 wrong" in printed
+
+
+# --- with a planted bug ---------------------------------------------------------------------------
+
+
+RIGHT, WRONG = Check("right", 0.0, 0.1), Check("wrong", 1.0, 0.1)
+NO_NUMBER = Check("no number", float("nan"), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("must_break", "differing"),
+    [
+        ({"wrong", "no number"}, []),
+        ({"wrong"}, ["no number"]),
+        ({"wrong", "no number", "right"}, ["right"]),
+        ({"right"}, ["no number", "right", "wrong"]),
+        (set(), ["no number", "wrong"]),
+    ],
+)
+def test_a_planted_bug_must_break_what_is_written_and_that_alone(
+    must_break: set[str], differing: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = Report((RIGHT, WRONG, NO_NUMBER), frozenset(must_break))
+    assert report.not_as_written == differing
+    assert not report.ok
+    content = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert content.keys() == {"ok", "worst", "checks", "not_as_written"}
+    assert content["not_as_written"] == differing
+    assert content["worst"] == {"tensor": "no number", "error": None, "limit": 0.1}
+    report.show("planted")
+    printed = " ".join(capsys.readouterr().out.split())
+    verdict = f"NOT as written: {', '.join(differing)}" if differing else "exactly the tensors it should break"
+    assert f"planted bug: {verdict}" in printed
+
+
+def test_without_a_planted_bug_nothing_is_said_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report((RIGHT, WRONG))
+    assert "not_as_written" not in report.to_json()
+    report.show("folder")
+    assert "planted" not in capsys.readouterr().out
