@@ -91,6 +91,36 @@ def test_no_samples_give_no_groups() -> None:
     assert group_by_shape([], make_recipe()) == []
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "videos", "groups"),
+    [
+        # One micro-batch a pipeline rank at least; the largest is halved first, the earlier of equals.
+        (2, 4, [[0], [1, 2, 3, 4]]),
+        (3, 4, [[0], [1, 2], [3, 4]]),
+        (4, 4, [[0], [1], [2], [3, 4]]),
+        (4, 6, [[0], [1], [2, 3], [4, 5, 6]]),
+        (4, 3, [[0], [1], [2], [3]]),
+        # A sample cannot be cut: `agreement` has refused this one before.
+        (4, 2, [[0], [1], [2]]),
+        (2, 0, [[0]]),
+    ],
+)
+def test_interleaved_stages_get_a_micro_batch_for_every_pipeline_rank(
+    pipeline: int, videos: int, groups: list[list[int]]
+) -> None:
+    limits = {"data__micro_batch_videos": 9, "parallel__pipeline": pipeline}
+    samples = [make_sample(0, frames=1, kind="image"), *(make_sample(slot) for slot in range(1, 1 + videos))]
+    found = slots_of(group_by_shape(samples, make_recipe(parallel__interleave=2, **limits)))
+    assert found == groups
+    # Plain stages take what there is.
+    plain = slots_of(group_by_shape(samples, make_recipe(**limits)))
+    assert plain == [[0], list(range(1, 1 + videos))][: 1 + bool(videos)]
+
+
+def test_halving_does_not_wake_an_idle_rank() -> None:
+    assert group_by_shape([], make_recipe(parallel__pipeline=2, parallel__interleave=2)) == []
+
+
 # --- anchor_frames --------------------------------------------------------------------------------
 
 
