@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from torch import Tensor
 
 from tests.support.distributed import run_distributed
@@ -38,6 +40,9 @@ CHANGES = MIXED | {
     "checkpoint.keep": 9,
     # Every leg is a run to its own last step, and the rate must not end there.
     "optimizer.decay_share": 0.0,
+    # A picture at the end of every leg: its layout predicts too.
+    "train.num_samples": 1,
+    "train.sample_every": LEG_STEPS,
 }
 TENSOR_AND_PIPELINE = {"parallel.tensor": 2, "parallel.pipeline": 2}
 CONTEXT_AND_DATA = {"parallel.context": 2, "parallel.data": 2}
@@ -218,6 +223,15 @@ def test_every_counter_is_the_truths(leg: int, found: Found) -> None:
     assert ours == truth
     step = leg * LEG_STEPS
     assert (ours["step"], ours["optimizer_updates"], ours["average_updates"]) == (step, step, step)
+
+
+@pytest.mark.parametrize("leg", range(1, len(LEGS) + 1))
+def test_every_layout_paints_the_truths_picture(leg: int, found: Found) -> None:
+    pictures = [folder / f"samples/step-{leg * LEG_STEPS:08d}-0.png" for folder in (found.chain, found.truth)]
+    ours, truth = (np.asarray(Image.open(picture), dtype=float) for picture in pictures)
+    assert ours.shape == truth.shape and truth.std() > 10
+    # A pixel may round the other way.
+    assert np.abs(ours - truth).mean() < 0.05
 
 
 @pytest.mark.parametrize("number", range(len(RESAVED)))
