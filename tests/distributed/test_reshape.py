@@ -230,8 +230,8 @@ def test_every_layout_paints_the_truths_picture(leg: int, found: Found) -> None:
     pictures = [folder / f"samples/step-{leg * LEG_STEPS:08d}-0.png" for folder in (found.chain, found.truth)]
     ours, truth = (np.asarray(Image.open(picture), dtype=float) for picture in pictures)
     assert ours.shape == truth.shape and truth.std() > 10
-    # A pixel may round the other way.
-    assert np.abs(ours - truth).mean() < 0.05
+    # A pixel in a thousand may round the other way; a wrong prediction moves dozens.
+    assert (ours != truth).mean() < 1e-3
 
 
 @pytest.mark.parametrize("number", range(len(RESAVED)))
