@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,19 @@ def test_no_number_of_ranks_divides_a_sequence() -> None:
     for num_shards in (2, 3, 4):
         assert sum(length % num_shards > 0 for length in lengths.values()) >= len(lengths) - 1
     assert all(length % 2 for length in lengths.values())
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize(("at_least", "data_world"), [(1, 5), (1, 16), (2, 2), (2, 3), (4, 2), (4, 8)])
+def test_every_data_rank_gets_as_many_as_it_needs(stage: int, at_least: int, data_world: int) -> None:
+    """Interleaved stages need a micro-batch for every pipeline rank, megatron's overlap needs one."""
+    samples = global_batch(stage, at_least, data_world)
+    shares = [share_of(samples, rank, data_world).samples for rank in range(data_world)]
+    assert min(len(share) for share in shares) >= at_least
+    assert [sample.slot for sample in samples] == list(range(len(samples)))
+    kinds = [sample.kind for sample in samples]
+    assert kinds == sorted(kinds)
+    # All kinds are repeated alike, and no sample is another one's copy.
+    counts = Counter(sample.sample_id for sample in samples)
+    assert counts.keys() == {sample.sample_id for sample in global_batch(stage)} and len(set(counts.values())) == 1
+    assert len({sample.target_frames.tobytes() for sample in samples}) == len(samples)
