@@ -118,7 +118,7 @@ class SampleLoader:
         settings = self._settings
         rows = [self._dataset[draw.stream.drawn_row(draw)] for draw in draws]
         costs = [row_cost(row, settings.buckets, settings.max_frames) for row in rows]
-        mine = deal(costs, self._data_world)[self._data_rank]
+        mine = deal(costs, self._data_world, settings.at_least_per_rank)[self._data_rank]
         # Threads that no other sample of the step would use go to each sample's decoder.
         threads = max(1, settings.decode_threads // max(1, len(mine)))
         return [_Job(step, draws[slot], threads) for slot in mine]

@@ -112,7 +112,7 @@ def step_draws(
     return EpochOrder(num_samples, seed, stream).draws(step, per_step)
 
 
-def deal(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
+def deal(costs: Sequence[float], num_ranks: int, at_least: int = 0) -> list[list[int]]:
     """Deals slots to ranks so that their total costs are near each other (longest processing time first).
 
     Every rank computes the same deal. A rank may get more or fewer slots than another, or none.
@@ -120,18 +120,19 @@ def deal(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
     Args:
         costs: The predicted cost of each slot, in any unit.
         num_ranks: Number of data-parallel ranks.
+        at_least: Slots that every rank gets whatever they cost, as far as there are enough.
 
     Returns:
         For each rank its slots, ascending.
     """
     dearest_first = sorted(range(len(costs)), key=lambda slot: (-costs[slot], slot))
-    # Equal loads: fewer slots first, then the lower rank.
-    loads = [(0.0, 0, rank) for rank in range(num_ranks)]
+    # Ranks that lack slots first. Equal loads: fewer slots first, then the lower rank.
+    loads = [(at_least <= 0, 0.0, 0, rank) for rank in range(num_ranks)]
     dealt: list[list[int]] = [[] for _ in range(num_ranks)]
     for slot in dearest_first:
-        load, count, rank = loads[0]
+        _, load, count, rank = loads[0]
         dealt[rank].append(slot)
-        heapq.heapreplace(loads, (load + costs[slot], count + 1, rank))
+        heapq.heapreplace(loads, (count + 1 >= at_least, load + costs[slot], count + 1, rank))
     return [sorted(slots) for slots in dealt]
 
 

@@ -23,6 +23,7 @@ class LoaderSettings:
         prefetch_steps: How many steps are prepared ahead of the one in use.
         decode_threads: How many threads decode.
         decoded_cache_mib: MiB of decoded frames that are kept in memory, 0 for none.
+        at_least_per_rank: Samples of a step that every data rank gets, whatever they cost; 0 when it may get none.
         max_bad_share: The run stops when a larger share of the samples it tried is bad.
     """
 
@@ -36,6 +37,7 @@ class LoaderSettings:
     decode_threads: int = 1
     decoded_cache_mib: int = 0
     max_bad_share: float = 0.5
+    at_least_per_rank: int = 0
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -50,6 +52,7 @@ class LoaderSettings:
             "prefetch_steps": 0,
             "decode_threads": 1,
             "decoded_cache_mib": 0,
+            "at_least_per_rank": 0,
         }
         for name, least in at_least.items():
             if getattr(self, name) < least:

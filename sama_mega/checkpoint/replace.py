@@ -82,17 +82,23 @@ def put_back_interrupted(folder: Path) -> None:
             settle(folder / match.group(2))
 
 
-def tidy_checkpoints(folder: Path) -> None:
+def tidy_checkpoints(folder: Path, life: int) -> None:
     """Ends what killed saves of a run left behind: `put_back_interrupted`, then deletes everything hidden.
 
-    For one rank of a run's newest life only, and not while it saves.
+    For one rank only, and not while it saves. What a newer life has begun to write stays: between being asked whether
+    it is the newest and this call, a life may have ceased to be.
+
+    Args:
+        folder: The run's checkpoints.
+        life: This life's number.
 
     Raises:
         OSError: A checkpoint could not be put back.
     """
     put_back_interrupted(folder)
     for match in _hidden_names(folder):
-        _delete_leftover(folder / match.group())
+        if int((match.group(3) or "-life0").removeprefix("-life")) <= life:
+            _delete_leftover(folder / match.group())
 
 
 def prune_checkpoints(newest: Path, keep: int) -> None:

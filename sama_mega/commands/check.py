@@ -12,7 +12,13 @@ from sama_kernels.dispatch import require_built
 from sama_mega.config import Recipe, load_recipe
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import FRAMES_PER_LATENT, LATENT_STRIDE
-from sama_mega.parallel.layout import Layout, fewest_ranks, resolve_layout
+from sama_mega.parallel.layout import (
+    Layout,
+    fewest_ranks,
+    resolve_layout,
+    samples_needed_per_rank,
+    too_few_samples,
+)
 
 DEFAULT_GPUS_PER_NODE = 8
 
@@ -124,7 +130,9 @@ def other_warnings(recipe: Recipe, layout: Layout) -> list[str]:
         warnings.append(f"checkpoint.init_from ({start}): no such checkpoint; train will stop here")
     if start is None and recipe.train.stage == 1:
         warnings.append("checkpoint.init_from is null: stage 1 starts from random weights")
-    if per_step < layout.data:
+    if per_step < samples_needed_per_rank(recipe.parallel) * layout.data:
+        warnings.append(f"{too_few_samples(recipe.parallel, per_step, layout.data)}; train will stop here")
+    elif per_step < layout.data:
         warnings.append(f"{per_step} samples a step leave {layout.data - per_step} of {layout.data} data ranks idle")
     if recipe.optimizer.warmup_steps >= recipe.train.steps:
         warnings.append(

@@ -127,8 +127,9 @@ class SamaDiT(MegatronModule):
         """
         layout = self._token_layout(given)
         hidden = self._embed(layout, given) if self.stage.is_first else self._take_received()
-        time, time_modulation = self.time_embedding(given.timesteps)
+        # In the order in which they are registered: that is the order in which their parameters arrive.
         text_embedded = sum_gradient_over_tensor_ranks(self.text_embedding(given.text), self.context)
+        time, time_modulation = self.time_embedding(given.timesteps)
         rope = self._rope(layout, hidden.device)
         for block in self.blocks.values():
             hidden = run_with_recompute(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup
 from torch import nn
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from sama_mega.config import Recipe
     from sama_mega.parallel.runtime import ParallelContext
+
+ParameterBuckets = _ParamAndGradBucketGroup
+"""megatron's groups of parameters that travel together; a forward pass waits in their `finish_param_sync`."""
 
 
 def wrap_data_parallel(

@@ -195,6 +195,28 @@ def fewest_ranks(recipe: Recipe) -> int:
     return parallel.tensor * parallel.context * parallel.pipeline * data
 
 
+def samples_needed_per_rank(parallel: ParallelRecipe) -> int:
+    """Samples of a step that every data rank must have; 0 where it may have none.
+
+    Interleaved stages need a micro-batch for every pipeline rank; with overlap, megatron-core waits for a backward
+    pass.
+    """
+    if parallel.interleave > 1:
+        return parallel.pipeline
+    return int(parallel.overlap_grad_reduce or parallel.overlap_param_gather)
+
+
+def too_few_samples(parallel: ParallelRecipe, num_samples: int, num_data_ranks: int) -> str:
+    """The message for a step with too few samples."""
+    needed, interleaved = samples_needed_per_rank(parallel), parallel.interleave > 1
+    reason = "parallel.interleave" if interleaved else "parallel.overlap_grad_reduce or overlap_param_gather"
+    return (
+        f"a step has {num_samples} samples for {num_data_ranks} data ranks: with {reason} every rank needs"
+        f" {'parallel.pipeline (' + str(needed) + ')' if interleaved else 'one'}: raise data.images_per_step or"
+        " data.videos_per_step"
+    )
+
+
 def _require_positive(key: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{key} ({value}) must be at least 1")

@@ -64,8 +64,6 @@ def agreeing_batches(batches: Iterator[StepSamples], context: ParallelContext) -
             drawn = next(batches, None)
         except DataError as error:
             problem = str(error)
-        if drawn is not None:
-            problem = _too_few_to_interleave(drawn, context)
         if context.world_size > 1:
             problem = _agree(drawn, problem, context)
         if problem is not None:
@@ -90,18 +88,6 @@ def _agree(drawn: StepSamples | None, problem: str | None, context: ParallelCont
         problems = gather_objects(problem, context.host_world_group)
         return next(text for text in problems if text is not None)
     return _DIFFERENT_SAMPLES if any(sum(pair) for pair in extremes) else None
-
-
-def _too_few_to_interleave(drawn: StepSamples, context: ParallelContext) -> str | None:
-    """Interleaved stages fill the pipeline with one micro-batch a rank; fewer samples cannot make as many."""
-    layout, num_samples = context.layout, len(drawn.samples)
-    if layout.interleave == 1 or not 0 < num_samples < layout.pipeline:
-        return None
-    return (
-        f"step {drawn.step} gives data rank {context.data_rank} only {num_samples} samples, and parallel.interleave"
-        f" ({layout.interleave}) needs at least parallel.pipeline ({layout.pipeline}) on each: raise"
-        " data.images_per_step or data.videos_per_step, or use parallel.interleave=1"
-    )
 
 
 def _sample_digest(drawn: StepSamples | None) -> int:

@@ -123,7 +123,7 @@ class CheckpointSaver:
 
     def _tidy(self) -> None:
         _refuse_an_older_life(self._folder, self._life)
-        tidy_checkpoints(self._folder.checkpoints)
+        tidy_checkpoints(self._folder.checkpoints, self._life)
 
 
 def _refuse_an_older_life(folder: RunFolder, life: int) -> None:

@@ -17,13 +17,14 @@ from sama_mega.checkpoint.folder import complete_checkpoints, resolve_checkpoint
 from sama_mega.checkpoint.replace import put_back_interrupted
 from sama_mega.checkpoint.same_course import require_same_course
 from sama_mega.config import recipe_to_yaml
-from sama_mega.config.errors import ConfigError, UserError
+from sama_mega.config.errors import CheckpointError, ConfigError, UserError
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import Encoders, build_encoders
 from sama_mega.observe.environment import describe_environment
 from sama_mega.observe.log import RunLog, SetupLog
 from sama_mega.observe.progress import stderr_is_terminal
 from sama_mega.parallel.collectives import broadcast_object
+from sama_mega.parallel.layout import samples_needed_per_rank, too_few_samples
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 from sama_mega.parallel.torch_settings import apply_torch_settings
 from sama_mega.train.agreement import agreeing_batches, require_same_everywhere
@@ -119,7 +120,7 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext) 
         start, lines = _find_start(recipe, folder, context)
         state = build_train_state(recipe, context, initialize=start is None)
         _restore(recipe, start, state)
-    life = _from_first_rank(context, lambda: _claim_run_folder(recipe))
+    life = _from_first_rank(context, lambda: _claim_run_folder(recipe, start))
     log_path, earlier = (folder.log_path, setup.records) if context.is_first_rank else (None, [])
     with RunLog(log_path, draws_bar=stderr_is_terminal(), earlier=earlier):
         run = Run(recipe, folder, context.is_first_rank, state.step, recipe.train.steps)
@@ -170,25 +171,30 @@ def _restore(recipe: Recipe, start: Path | None, state: TrainState) -> None:
         load_initial_weights(start, recipe.checkpoint.init_weights, state)
 
 
-def _claim_run_folder(recipe: Recipe) -> int:
-    """Makes the run folder, writes what is known at the start, and claims a life number."""
+def _claim_run_folder(recipe: Recipe, start: Path | None) -> int:
+    """Makes the run folder, writes what is known at the start, and claims a life number.
+
+    Raises:
+        CheckpointError: An earlier life, still allowed to until now, saved after `start` was chosen.
+    """
     folder = RunFolder.create(recipe.train.run_folder)
     environment = describe_environment()
     life = folder.start_life({key: environment[key] for key in ("hostname", "process_id", "command")})
+    own = complete_checkpoints(folder.checkpoints)
+    if own and own[-1] != start:
+        raise CheckpointError(
+            f"{own[-1]} was saved by an earlier life of the run while this one was starting: start again"
+        )
     folder.write_recipe(recipe_to_yaml(recipe))
     folder.write_environment(environment)
     return life
 
 
 def _require_samples_for_every_rank(recipe: Recipe, loader: SampleLoader, context: ParallelContext) -> None:
-    """Megatron's overlap hangs where a data rank has nothing to differentiate."""
-    overlaps = recipe.parallel.overlap_grad_reduce or recipe.parallel.overlap_param_gather
-    if overlaps and loader.num_slots < context.layout.data:
-        raise ConfigError(
-            f"a step has {loader.num_slots} samples for {context.layout.data} data ranks: with"
-            " parallel.overlap_grad_reduce or overlap_param_gather every rank needs one: raise data.images_per_step or"
-            " data.videos_per_step"
-        )
+    """Refuses a step that is too small for the layout, before anything is written."""
+    needed = samples_needed_per_rank(recipe.parallel)
+    if loader.num_slots < needed * context.layout.data:
+        raise ConfigError(too_few_samples(recipe.parallel, loader.num_slots, context.layout.data))
 
 
 def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, folder: RunFolder) -> SampleLoader:
@@ -205,6 +211,7 @@ def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, fol
         decode_threads=data.decode_threads,
         decoded_cache_mib=data.decoded_cache_mib,
         max_bad_share=data.max_bad_share,
+        at_least_per_rank=samples_needed_per_rank(recipe.parallel),
     )
     quarantine = Quarantine(folder.quarantine_path)
     return SampleLoader(dataset, settings, context.data_rank, context.layout.data, quarantine)

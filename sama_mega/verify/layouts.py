@@ -1,4 +1,4 @@
-"""One training step in a layout against the same step on one rank: losses, every gradient, every update.
+"""A training step in a layout against the same step on one rank: losses, every gradient, every update.
 
 Everything is what `train` runs: the encoders' micro-batches, the model, the losses, the schedule, the reductions, the
 optimizer. Only the samples are made up, and the pretrained encoders replaced by the embedded ones.
@@ -18,11 +18,12 @@ from sama_mega.encoders import build_encoders
 from sama_mega.model.initialize import perturb_weights
 from sama_mega.parallel.collectives import broadcast_object
 from sama_mega.parallel.data_parallel import parameter_names, synchronize_parameters
+from sama_mega.parallel.layout import samples_needed_per_rank
 from sama_mega.parallel.runtime import ParallelContext, solo_context
 from sama_mega.parallel.sharded_state import ShardedState, shard_parameters
 from sama_mega.train.batch import Batcher
 from sama_mega.train.state import TrainState, build_train_state
-from sama_mega.train.step import TrainStep
+from sama_mega.train.step import StepOutcome, TrainStep
 from sama_mega.verify.plants import find_plant
 from sama_mega.verify.report import Check, Report, compare
 from sama_mega.verify.samples import global_batch, share_of
@@ -36,15 +37,17 @@ LEARNING_RATE = 100.0
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did, whole.
+    """What a step and the one after it did, whole; gradients and updates on the first rank only.
 
     Attributes:
-        losses: Scalars, and vectors by sample, float64.
-        gradients: Of every parameter, before clipping; each copy.
+        losses: Of the step, by name: scalars, and vectors by sample, float64.
+        next_losses: Of the step after it, whose parameters have come as they do in training.
+        gradients: Of the step, of every parameter; each copy.
         updates: How far the step moved every parameter; each copy, on every data rank.
     """
 
     losses: dict[str, Tensor]
+    next_losses: dict[str, Tensor]
     gradients: WholeTensors
     updates: WholeTensors
 
@@ -61,10 +64,8 @@ def check_layout(recipe: Recipe, context: ParallelContext, plant: str | None = N
         ConfigError: The bug is not known, or cannot be wrong in this layout.
     """
     layout = context.layout
-    bug = None if plant is None else find_plant(plant, layout)
-    # Interleaved stages need a micro-batch for every pipeline rank.
-    at_least = layout.pipeline if layout.interleave > 1 else 1
-    samples = global_batch(recipe.train.stage, at_least, layout.data)
+    bug = None if plant is None else find_plant(plant, layout, recipe.parallel)
+    samples = global_batch(recipe.train.stage, max(1, samples_needed_per_rank(recipe.parallel)), layout.data)
     with nullcontext() if bug is None else bug.planted():
         ours = run_step(recipe, context, samples)
     alone = solo_context(context)
@@ -78,26 +79,34 @@ def check_layout(recipe: Recipe, context: ParallelContext, plant: str | None = N
 
 
 def run_step(recipe: Recipe, context: ParallelContext, samples: list[Sample]) -> StepResult:
-    """One optimizer step from perturbed fresh weights; every rank of the layout calls it.
+    """One optimizer step from perturbed fresh weights, and one that moves nothing; every rank of the layout calls it.
+
+    The second tells whether the first one's parameters reached every rank in time.
 
     Args:
         recipe: From `verification_recipe`.
         context: The running layout.
-        samples: The global batch; each data rank takes its share.
+        samples: The global batch of both; each data rank takes its share.
     """
     state = build_train_state(recipe, context, initialize=True)
     for stage in state.stages:
         perturb_weights(stage.module, recipe.train.seed)
     before = put_together(_parameters(state, context), context)
     batcher = Batcher(recipe, build_encoders(recipe, context.device), context.device)
+    train_step = TrainStep(recipe, context, state, batcher)
     drawn = share_of(samples, context.data_rank, context.layout.data)
-    outcome = TrainStep(recipe, context, state, batcher).run(drawn, LEARNING_RATE)
-    assert outcome.skipped is None, outcome.skipped
+    losses = _losses(train_step.run(drawn, LEARNING_RATE))
     gradients = put_together(owned_gradients(state), context)
+    next_losses = _losses(train_step.run(drawn, learning_rate=0.0))
     after = put_together(_parameters(state, context), context)
     updates = {name: [new - old for new, old in zip(after[name], before[name], strict=True)] for name in after}
+    return StepResult(losses, next_losses, gradients, updates)
+
+
+def _losses(outcome: StepOutcome) -> dict[str, Tensor]:
+    assert outcome.skipped is None, outcome.skipped
     losses = outcome.losses
-    scalars = {
+    numbers = {
         "loss": losses.total,
         "flow_matching_loss": losses.flow_matching,
         "semantic_loss": losses.semantic,
@@ -105,16 +114,21 @@ def run_step(recipe: Recipe, context: ParallelContext, samples: list[Sample]) ->
         "semantic_loss by sample": losses.slot_semantic,
         "gradient_norm": outcome.gradient_norm,
     }
-    vectors = {name: torch.tensor(value, dtype=torch.float64) for name, value in scalars.items()}
-    return StepResult(vectors, gradients, updates)
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
 
 
 def compare_steps(ours: StepResult, truth: StepResult) -> list[Check]:
-    """Every loss, gradient and update; of copies the worst."""
-    limits = {name: GRADIENT_LIMIT if name == "gradient_norm" else LOSS_LIMIT for name in truth.losses}
-    losses = [compare(name, ours.losses[name], truth.losses[name], limit) for name, limit in limits.items()]
-    gradients = compare_whole("grad ", ours.gradients, truth.gradients, GRADIENT_LIMIT)
-    return losses + gradients + compare_whole("update ", ours.updates, truth.updates, GRADIENT_LIMIT)
+    """Every loss, gradient and update; of copies the worst. On the first rank only."""
+    checks = [
+        compare(name, ours.losses[name], truth.losses[name], GRADIENT_LIMIT if name == "gradient_norm" else LOSS_LIMIT)
+        for name in truth.losses
+    ]
+    checks += [
+        compare(f"next {name}", ours.next_losses[name], truth.next_losses[name], GRADIENT_LIMIT)
+        for name in truth.next_losses
+    ]
+    checks += compare_whole("grad ", ours.gradients, truth.gradients, GRADIENT_LIMIT)
+    return checks + compare_whole("update ", ours.updates, truth.updates, GRADIENT_LIMIT)
 
 
 def _parameters(state: TrainState, context: ParallelContext) -> ShardedState:

@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 
 from sama_mega.config.errors import ConfigError
+from sama_mega.config.schema import ParallelRecipe
 from sama_mega.model import attention, context_attention, sama_dit
 from sama_mega.parallel import gradients
+from sama_mega.parallel.data_parallel import ParameterBuckets
 from sama_mega.parallel.layout import Layout
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train import step
 from sama_mega.train.batch import modality_weight
 from sama_mega.train.slots import SlotStatistics
 
-ALL_GRADIENTS = ("gradient_norm", "grad *", "update *")
-"""What breaks when a backward pass is wrong behind a right forward pass."""
+ALL_GRADIENTS = ("gradient_norm", "grad *", "update *", "next *")
+"""What breaks when a backward pass is wrong behind a right forward pass: also the step that follows."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Plant:
         name: What `--plant` calls it.
         summary: What it does wrong.
         needs: The layouts in which it can be wrong, in words.
-        applies: Whether a layout is one of them.
+        applies: Whether a layout, run as a recipe's section says, is one of them.
         breaks: Patterns of the checks that must fail, `*` for any text and `LAST` for the last block's number.
         spares: Patterns of those among them that must not.
         planted: The code with the bug in it, for the length of a block.
@@ -45,7 +47,7 @@ class Plant:
     name: str
     summary: str
     needs: str
-    applies: Callable[[Layout], bool]
+    applies: Callable[[Layout, ParallelRecipe], bool]
     breaks: tuple[str, ...]
     spares: tuple[str, ...]
     planted: Callable[[], AbstractContextManager[None]]
@@ -55,7 +57,7 @@ class Plant:
         return _matches(check, self.breaks, num_layers) and not _matches(check, self.spares, num_layers)
 
 
-def find_plant(name: str, layout: Layout) -> Plant:
+def find_plant(name: str, layout: Layout, parallel: ParallelRecipe) -> Plant:
     """Looks a bug up.
 
     Raises:
@@ -64,7 +66,7 @@ def find_plant(name: str, layout: Layout) -> Plant:
     if name not in PLANTS:
         raise ConfigError(f"--plant ({name}) must be one of {', '.join(PLANTS)}")
     plant = PLANTS[name]
-    if not plant.applies(layout):
+    if not plant.applies(layout, parallel):
         raise ConfigError(f"--plant ({name}) needs {plant.needs}, and this is {layout.describe()}")
     return plant
 
@@ -185,6 +187,11 @@ def _unsummed_stage_copies() -> AbstractContextManager[None]:
     return _replaced(gradients, "_sum_stage_copies", lambda *_: None)
 
 
+def _unawaited_parameters() -> AbstractContextManager[None]:
+    # The forward pass reads what is there: other data ranks' slices of the step before.
+    return _replaced(ParameterBuckets, "finish_param_sync", lambda *_, **__: None)
+
+
 def _mean_of_means() -> AbstractContextManager[None]:
     def local_mean(drawn: Any, recipe: Any, context: ParallelContext) -> SlotStatistics:
         statistics = SlotStatistics(drawn, recipe, context)
@@ -212,7 +219,7 @@ PLANTS: dict[str, Plant] = {
             "rank_local_qk_norm",
             "q and k are normed over the heads of one tensor rank instead of all",
             "parallel.tensor above 1",
-            lambda layout: layout.tensor > 1,
+            lambda layout, _: layout.tensor > 1,
             ("*",),
             (),
             _rank_local_norm,
@@ -221,7 +228,7 @@ PLANTS: dict[str, Plant] = {
             "qk_norm_summed_forward_only",
             "the q/k norm's statistics are summed over tensor ranks forward, their gradients are not",
             "parallel.tensor above 1",
-            lambda layout: layout.tensor > 1,
+            lambda layout, _: layout.tensor > 1,
             ALL_GRADIENTS,
             _BEHIND_THE_LAST_NORM,
             _norm_summed_forward_only,
@@ -230,7 +237,7 @@ PLANTS: dict[str, Plant] = {
             "dropped_tail_token",
             "the last token of a sequence that does not divide is lost to attention",
             "a sequence shared by several ranks (parallel.context above 1, or parallel.tensor with sequence)",
-            lambda layout: layout.sequence_shards > 1,
+            lambda layout, _: layout.sequence_shards > 1,
             ("*",),
             (),
             lambda: _with_token_count(lambda real, padded: real - 1),
@@ -239,7 +246,7 @@ PLANTS: dict[str, Plant] = {
             "unmasked_padding",
             "the padding that makes a sequence divide is attended to",
             "a sequence shared by several ranks (parallel.context above 1, or parallel.tensor with sequence)",
-            lambda layout: layout.sequence_shards > 1,
+            lambda layout, _: layout.sequence_shards > 1,
             ("*",),
             (),
             lambda: _with_token_count(lambda real, padded: padded),
@@ -248,7 +255,7 @@ PLANTS: dict[str, Plant] = {
             "stale_kv_shard",
             "attention reads other context ranks' keys and values of the call before",
             "parallel.context above 1",
-            lambda layout: layout.context > 1,
+            lambda layout, _: layout.context > 1,
             ("*",),
             (),
             _stale_keys_and_values,
@@ -257,7 +264,7 @@ PLANTS: dict[str, Plant] = {
             "unsliced_output_gradient",
             "the gathered velocity's gradient is summed over ranks that computed the same loss",
             "a sequence shared by several ranks (parallel.context above 1, or parallel.tensor with sequence)",
-            lambda layout: layout.sequence_shards > 1,
+            lambda layout, _: layout.sequence_shards > 1,
             ALL_GRADIENTS,
             _both("semantic_head.*"),
             _unsliced_output_gradient,
@@ -266,8 +273,8 @@ PLANTS: dict[str, Plant] = {
             "unreduced_sequence_gradients",
             "parameters that each tensor rank applies to its own tokens keep their own gradients",
             "parallel.tensor above 1 with parallel.sequence",
-            lambda layout: layout.sequence,
-            ("gradient_norm", *_SEQUENCE_SHARED),
+            lambda layout, _: layout.sequence,
+            ("gradient_norm", *_SEQUENCE_SHARED, "next *"),
             (),
             _unsummed_sequence_gradients,
         ),
@@ -275,16 +282,25 @@ PLANTS: dict[str, Plant] = {
             "unreduced_stage_copies",
             "the pipeline stages' copies of the time and text embeddings keep their own gradients",
             "parallel.pipeline above 1",
-            lambda layout: layout.num_stages > 1,
-            ("gradient_norm", *_both("time_embedding.*", "text_embedding.*")),
+            lambda layout, _: layout.num_stages > 1,
+            ("gradient_norm", *_both("time_embedding.*", "text_embedding.*"), "next *"),
             (),
             _unsummed_stage_copies,
+        ),
+        Plant(
+            "unawaited_parameters",
+            "the forward pass does not wait for the parameters that other data ranks updated",
+            "parallel.overlap_param_gather, and parallel.data or context above 1",
+            lambda layout, parallel: parallel.overlap_param_gather and layout.data * layout.context > 1,
+            ("next *",),
+            (),
+            _unawaited_parameters,
         ),
         Plant(
             "mean_of_means_loss",
             "each data rank averages over its own samples, and the ranks over each other",
             "parallel.data above 1",
-            lambda layout: layout.data > 1,
+            lambda layout, _: layout.data > 1,
             ("loss", "flow_matching_loss", "semantic_loss", *ALL_GRADIENTS),
             (),
             _mean_of_means,

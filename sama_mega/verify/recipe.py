@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sama_mega.config import Recipe, build_recipe
+from sama_mega.config.schema import AnchorRecipe
 
 # With an epsilon this large AdamW's first update is proportional to the gradient. At the usual one it is the gradient's
 # sign, and an element that is zero but for rounding would move by a whole learning rate either way.
@@ -33,6 +34,9 @@ def verification_recipe(
     if num_layers is not None:
         sections["parallel"]["stage_layers"] = None
     sections["kernels"] |= kernels or {}
+    # With a zero head, or a semantic loss of no weight, most gradients would vanish and compare equal.
+    sections["model"]["head_init"] = "xavier"
+    sections["anchor"]["weight"] = recipe.anchor.weight or AnchorRecipe().weight
     sections["encoders"] = {}
     sections["train"] |= {"precision": "float32", "float32_matmul_precision": "highest"}
     sections["train"] |= {"skip_loss_above": None, "skip_grad_norm_above": None}

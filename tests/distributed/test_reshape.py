@@ -251,6 +251,6 @@ def test_every_rank_holds_the_masters_rounded(found: Found) -> None:
 def test_too_few_samples_to_interleave_end_every_rank_alike(found: Found) -> None:
     (refusal,) = set(found.refusals)
     assert len(found.refusals) == RANKS
-    assert refusal.startswith("DataError: step 0 gives data rank ")
-    assert "only 1 samples, and parallel.interleave (2) needs at least parallel.pipeline (2) on each: raise" in refusal
+    assert refusal.startswith("ConfigError: a step has ")
+    assert "for 2 data ranks: with parallel.interleave every rank needs parallel.pipeline (2): raise" in refusal
     assert "\n" not in refusal

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import ParallelRecipe
-from sama_mega.parallel.layout import Layout, resolve_layout
+from sama_mega.parallel.layout import Layout, resolve_layout, samples_needed_per_rank, too_few_samples
 
 
 def recipe(num_heads: int = 40, ffn_dim: int = 13824, num_layers: int = 40, **parallel: Any) -> Any:
@@ -184,3 +184,26 @@ def test_every_rank_has_its_own_place(tensor: int, context: int, pipeline: int, 
         ranks = layout.ranks_of_data_index(index)
         assert len(ranks) == layout.model_parallel_size
         assert {places[rank].data for rank in ranks} == {index}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "needed"),
+    [
+        ({}, 0),
+        ({"overlap_grad_reduce": True}, 1),
+        ({"overlap_param_gather": True, "pipeline": 4}, 1),
+        ({"pipeline": 4, "interleave": 2}, 4),
+        ({"pipeline": 4, "interleave": 2, "overlap_grad_reduce": True}, 4),
+    ],
+)
+def test_samples_that_every_data_rank_needs(parallel: dict[str, Any], needed: int) -> None:
+    assert samples_needed_per_rank(ParallelRecipe(**parallel)) == needed
+
+
+def test_too_few_samples_are_said_with_what_needs_them() -> None:
+    interleaved = ParallelRecipe(pipeline=4, interleave=2)
+    assert too_few_samples(interleaved, 6, 2) == (
+        "a step has 6 samples for 2 data ranks: with parallel.interleave every rank needs parallel.pipeline (4): raise "
+        "data.images_per_step or data.videos_per_step"
+    )
+    assert "every rank needs one: raise" in too_few_samples(ParallelRecipe(overlap_grad_reduce=True), 1, 2)

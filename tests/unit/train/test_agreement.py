@@ -59,7 +59,6 @@ class World:
         self.group = Group((0, 1))
         self.data_ranks = [0, 0] if share_samples else [0, 1]
         self.num_messages = 0
-        self.interleave, self.pipeline = 1, 1
         self.here = threading.local()
         monkeypatch.setattr(agreement.dist, "all_reduce", self.all_reduce)
         monkeypatch.setattr(agreement, "gather_objects", lambda value, group: group.exchange(self.here.rank, value))
@@ -77,8 +76,7 @@ class World:
 
         def rank_thread(rank: int) -> None:
             self.here.rank = rank
-            degrees = {"interleave": self.interleave, "pipeline": self.pipeline}
-            layout = SimpleNamespace(data=1 + max(self.data_ranks), **degrees)
+            layout = SimpleNamespace(data=1 + max(self.data_ranks))
             # A device that holds no numbers: the check must do without.
             context = SimpleNamespace(
                 world_size=2,
@@ -172,30 +170,6 @@ def test_a_rank_that_cannot_read_stops_the_other(
     errors: dict[int, Exception] = {failing: DataError("all 3 video samples are bad")}
     results = read_on_both(World(share_samples, monkeypatch), steps, errors)
     assert one_reason(results, DataError) == "all 3 video samples are bad"
-
-
-TOO_FEW = (
-    "step 8 gives data rank 1 only 2 samples, and parallel.interleave (2) needs at least parallel.pipeline (3) on each:"
-    " raise data.images_per_step or data.videos_per_step, or use parallel.interleave=1"
-)
-
-
-def test_too_few_samples_to_interleave_stop_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(False, monkeypatch)
-    world.interleave, world.pipeline = 2, 3
-    three, two = [(0, 1, 0), (1, 2, 0), (2, 3, 0)], [(3, 4, 0), (4, 5, 0)]
-    steps = [[step_of(*three), step_of(*three, step=8)], [step_of(*three), step_of(*two, step=8)]]
-    assert one_reason(read_on_both(world, steps), DataError) == TOO_FEW
-
-
-@pytest.mark.parametrize("interleave", [1, 2])
-def test_enough_samples_and_none_at_all_go_on(interleave: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data rank without samples has no pipeline to fill; plain stages take any number."""
-    world = World(False, monkeypatch)
-    world.interleave, world.pipeline = interleave, 2
-    few = step_of((0, 1, 0)) if interleave == 1 else step_of((0, 1, 0), (1, 2, 0))
-    steps = [[few, few], [step_of(), few]]
-    assert read_on_both(world, steps) == steps
 
 
 def test_one_rank_alone_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

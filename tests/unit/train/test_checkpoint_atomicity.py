@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def at_every_moment(tmp_path: Path, work: Callable[[Path], None]) -> Iterator[Pa
 # --- replacing ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recover", [put_back_interrupted, tidy_checkpoints])
+@pytest.mark.parametrize("recover", [put_back_interrupted, partial(tidy_checkpoints, life=1)])
 def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path: Path, recover: Callable[[Path], None]) -> None:
     def replace_five(folder: Path) -> None:
         make(folder / "step-00000005", "old")
@@ -106,7 +107,7 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path: Path, rec
         assert all(content_of(path) for path in complete_checkpoints(folder))
         recover(folder)
         found.append(content_of(folder / "step-00000005"))
-        tidy_checkpoints(folder)
+        tidy_checkpoints(folder, life=1)
         assert names(folder) == ["step-00000005"]
         assert content_of(folder / "step-00000005") == found[-1]
     # Before either rename the old one is there, once both are done the new one is.
@@ -152,7 +153,7 @@ def test_a_kill_while_old_ones_are_deleted_leaves_whole_ones(tmp_path: Path) -> 
     for folder in at_every_moment(tmp_path, prune):
         assert all(content_of(path) == "new" for path in folder.glob("step-*"))
         assert names(folder)[-2:] == ["step-00000003", "step-00000004"]
-        tidy_checkpoints(folder)
+        tidy_checkpoints(folder, life=1)
         assert all(name.startswith("step-") for name in names(folder))
         assert all(content_of(path) == "new" for path in folder.iterdir())
     assert names(tmp_path / "undisturbed") == ["step-00000003", "step-00000004"]
@@ -171,12 +172,13 @@ def test_the_one_just_written_and_later_ones_are_kept(tmp_path: Path, keep: int)
 
 def test_only_a_runs_own_hidden_folders_are_tidied(tmp_path: Path) -> None:
     mine = [".saving-step-00000005-life1", ".deleting-step-00000004", ".old-step-00000003"]
-    others = [".saving-thesis", ".old-photos", ".deleting-later", ".git", "step-00000003", "saving-step-00000005"]
+    others = [".saving-step-00000006-life2"]  # A newer life's, which is writing it.
+    others += [".saving-thesis", ".old-photos", ".deleting-later", ".git", "step-00000003", "saving-step-00000005"]
     for name in mine + others:
         make(tmp_path / name)
-    tidy_checkpoints(tmp_path)
+    tidy_checkpoints(tmp_path, life=1)
     assert names(tmp_path) == sorted(others)
-    tidy_checkpoints(tmp_path / "nowhere")
+    tidy_checkpoints(tmp_path / "nowhere", life=1)
 
 
 def test_what_cannot_be_deleted_is_said_and_does_no_harm(
@@ -190,10 +192,10 @@ def test_what_cannot_be_deleted_is_said_and_does_no_harm(
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", refuse)
         discard(tmp_path / "step-00000001")
-        tidy_checkpoints(tmp_path)
+        tidy_checkpoints(tmp_path, life=1)
     assert names(tmp_path) == [".deleting-step-00000001", "step-00000002"]
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2 and "busy" in caplog.text
-    tidy_checkpoints(tmp_path)
+    tidy_checkpoints(tmp_path, life=1)
     assert names(tmp_path) == ["step-00000002"]
 
 
