@@ -12,7 +12,7 @@ from sama_data.dataset import Dataset
 from sama_data.errors import DataError
 from sama_data.loader import StepSamples
 from sama_mega.config import recipe_to_yaml
-from sama_mega.config.errors import ConfigError
+from sama_mega.config.errors import ConfigError, UserError
 from sama_mega.config.schema import Recipe
 from sama_mega.parallel.collectives import gather_objects
 from sama_mega.parallel.runtime import ParallelContext
@@ -23,6 +23,8 @@ _DIFFERENT_SAMPLES = (
 )
 # Below every digest and its negative: the place of a model group that this rank is not in.
 _NOT_MINE = torch.iinfo(torch.int64).min
+
+Problem = DataError | UserError
 
 
 def require_same_everywhere(recipe: Recipe, dataset: Dataset, context: ParallelContext) -> None:
@@ -49,31 +51,33 @@ def agreeing_batches(batches: Iterator[StepSamples], context: ParallelContext) -
 
     Ranks of one model-parallel group decode the same files on their own. A read error on one of them alone would give
     it a stand-in, and the group would train on a mixture without noticing, or hang on unequal shapes. And a rank that
-    stops because its clips are bad must not leave the others waiting.
+    stops because its clips are bad, or its save failed, must not leave the others waiting.
 
     Args:
-        batches: This rank's.
+        batches: This rank's; what they raise of the two kinds below ends all ranks.
         context: The running layout.
 
     Raises:
-        DataError: On every rank, when one failed or samples differ.
+        DataError: On every rank, when one raised it or samples differ.
+        UserError: On every rank, when one raised it.
     """
     while True:
-        drawn, problem = None, None
+        drawn: StepSamples | None = None
+        problem: Problem | None = None
         try:
             drawn = next(batches, None)
-        except DataError as error:
-            problem = str(error)
+        except (DataError, UserError) as error:
+            problem = error
         if context.world_size > 1:
             problem = _agree(drawn, problem, context)
         if problem is not None:
-            raise DataError(problem)
+            raise problem
         if drawn is None:
             return
         yield drawn
 
 
-def _agree(drawn: StepSamples | None, problem: str | None, context: ParallelContext) -> str | None:
+def _agree(drawn: StepSamples | None, problem: Problem | None, context: ParallelContext) -> Problem | None:
     """One problem for every rank, None when there is none; the host talks, the device is not asked."""
     digest = _sample_digest(drawn)
     # A row for every model group, of its largest digest and its largest negative one: they add up to zero when all of
@@ -86,8 +90,8 @@ def _agree(drawn: StepSamples | None, problem: str | None, context: ParallelCont
     if failed:
         # A rank that failed to read explains the disagreement of its group: its reason comes first.
         problems = gather_objects(problem, context.host_world_group)
-        return next(text for text in problems if text is not None)
-    return _DIFFERENT_SAMPLES if any(sum(pair) for pair in extremes) else None
+        return next(found for found in problems if found is not None)
+    return DataError(_DIFFERENT_SAMPLES) if any(sum(pair) for pair in extremes) else None
 
 
 def _sample_digest(drawn: StepSamples | None) -> int:

@@ -83,6 +83,17 @@ class CheckpointSaver:
             self.wait()
         return final
 
+    def raise_failure(self) -> None:
+        """Raises what `wait` would, once the newest save has failed; waits for nothing.
+
+        Ranks may hear of it at different moments: what ends the run must be agreed on.
+
+        Raises:
+            CheckpointError: The newest save failed.
+        """
+        if self._problem is not None:
+            raise CheckpointError(self._problem)
+
     def wait(self) -> None:
         """Waits until the newest save is complete.
 

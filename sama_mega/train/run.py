@@ -19,7 +19,7 @@ from sama_mega.checkpoint.same_course import require_same_course
 from sama_mega.config import recipe_to_yaml
 from sama_mega.config.errors import CheckpointError, ConfigError, UserError
 from sama_mega.config.schema import Recipe
-from sama_mega.encoders import Encoders, build_encoders
+from sama_mega.encoders import build_encoders
 from sama_mega.observe.environment import describe_environment
 from sama_mega.observe.log import RunLog, SetupLog
 from sama_mega.observe.progress import stderr_is_terminal
@@ -127,9 +127,17 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext) 
         _announce([*lines, _headline(run, dataset, loader, context, state)], context)
         batcher = Batcher(recipe, encoders, context.device)
         train_step = TrainStep(recipe, context, state, batcher)
-        hooks = _hooks(recipe, dataset, encoders, state, context, life)
+        checkpoints = CheckpointHook(state, context, life)
+        # In the order they run: what is logged first is there when a later one fails.
+        hooks: list[Hook] = [
+            MetricsHook(),
+            checkpoints,
+            SampleHook(recipe, dataset, encoders, state, context),
+            ProgressHook(),
+            TrackerHook(),
+        ]
         loop = Loop(run, dataset, state, train_step, hooks)
-        with closing(_batches(loader, state.step, recipe.train.steps)) as batches:
+        with closing(_batches(loader, run, checkpoints)) as batches:
             loop.run(agreeing_batches(batches, context))
         summary = _summarize(folder, state, loader, batcher)
         _report_losses_of_data(summary, folder)
@@ -217,27 +225,11 @@ def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, fol
     return SampleLoader(dataset, settings, context.data_rank, context.layout.data, quarantine)
 
 
-def _hooks(
-    recipe: Recipe,
-    dataset: Dataset,
-    encoders: Encoders,
-    state: TrainState,
-    context: ParallelContext,
-    life: int,
-) -> list[Hook]:
-    """In the order they run: what is logged first is there when a later one fails."""
-    return [
-        MetricsHook(),
-        CheckpointHook(state, context, life),
-        SampleHook(recipe, dataset, encoders, state, context),
-        ProgressHook(),
-        TrackerHook(),
-    ]
-
-
-def _batches(loader: SampleLoader, start_step: int, total_steps: int) -> Generator[StepSamples]:
-    """A generator, so that it can be closed: that ends the reading threads."""
-    yield from loader.prefetching(start_step, max(0, total_steps - start_step))
+def _batches(loader: SampleLoader, run: Run, checkpoints: CheckpointHook) -> Generator[StepSamples]:
+    """The remaining steps' samples, until a save fails. A generator, so that closing it ends the reading threads."""
+    for samples in loader.prefetching(run.start_step, max(0, run.total_steps - run.start_step)):
+        checkpoints.raise_failure()
+        yield samples
 
 
 def _headline(run: Run, dataset: Dataset, loader: SampleLoader, context: ParallelContext, state: TrainState) -> str:

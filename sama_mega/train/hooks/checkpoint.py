@@ -37,6 +37,11 @@ class CheckpointHook(Hook):
         if is_last:
             self._saver.wait()
 
+    def raise_failure(self) -> None:
+        """Raises CheckpointError on the ranks that know of a failed save."""
+        if self._saver is not None:
+            self._saver.raise_failure()
+
     def on_run_end(self, run: Run, reason: EndReason) -> None:
         """Waits for a save under way; one that fails now has said so in the log."""
         if self._saver is not None:

@@ -96,7 +96,7 @@ def at_every_moment(tmp_path: Path, work: Callable[[Path], None]) -> Iterator[Pa
 # --- replacing ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recover", [put_back_interrupted, partial(tidy_checkpoints, life=1)])
+@pytest.mark.parametrize("recover", [put_back_interrupted, partial(tidy_checkpoints, life=2)])
 def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path: Path, recover: Callable[[Path], None]) -> None:
     def replace_five(folder: Path) -> None:
         make(folder / "step-00000005", "old")
@@ -107,7 +107,7 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path: Path, rec
         assert all(content_of(path) for path in complete_checkpoints(folder))
         recover(folder)
         found.append(content_of(folder / "step-00000005"))
-        tidy_checkpoints(folder, life=1)
+        tidy_checkpoints(folder, life=2)
         assert names(folder) == ["step-00000005"]
         assert content_of(folder / "step-00000005") == found[-1]
     # Before either rename the old one is there, once both are done the new one is.

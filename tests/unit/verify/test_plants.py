@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 
 from sama_mega.config import ConfigError
+from sama_mega.config.schema import ParallelRecipe
 from sama_mega.model import attention, context_attention, sama_dit
 from sama_mega.parallel import gradients
+from sama_mega.parallel.data_parallel import ParameterBuckets
 from sama_mega.parallel.layout import Layout
 from sama_mega.train import step
 from sama_mega.verify.plants import PLANTS, find_plant
 
-PATCHED = (attention, context_attention, sama_dit, gradients, step)
+PATCHED = (attention, context_attention, sama_dit, gradients, step, ParameterBuckets)
 LAYERS = 4
+OVERLAP = ParallelRecipe(overlap_param_gather=True)
 
 
 def layout_of(sequence: bool = True, **degrees: int) -> Layout:
@@ -37,6 +40,7 @@ WHERE = {
     "unreduced_sequence_gradients": {"tensor"},
     "unreduced_stage_copies": {"pipeline"},
     "mean_of_means_loss": {"data"},
+    "unawaited_parameters": {"context", "data"},
 }
 
 
@@ -45,17 +49,22 @@ def test_a_plant_is_found_where_it_applies_and_refused_elsewhere(name: str) -> N
     assert WHERE.keys() == PLANTS.keys()
     for label, layout in {**EVERY, "alone": layout_of()}.items():
         if label in WHERE[name]:
-            assert find_plant(name, layout).name == name
+            assert find_plant(name, layout, OVERLAP).name == name
             continue
         with pytest.raises(ConfigError) as caught:
-            find_plant(name, layout)
+            find_plant(name, layout, OVERLAP)
         message = f"--plant ({name}) needs {PLANTS[name].needs}, and this is {layout.describe()}"
         assert str(caught.value) == message
 
 
+def test_parameters_that_are_not_gathered_in_the_forward_pass_cannot_be_late() -> None:
+    with pytest.raises(ConfigError, match=r"needs parallel\.overlap_param_gather"):
+        find_plant("unawaited_parameters", DATA, ParallelRecipe())
+
+
 def test_an_unknown_plant_names_all_known_ones() -> None:
     with pytest.raises(ConfigError) as caught:
-        find_plant("rank_local_norm", TENSOR)
+        find_plant("rank_local_norm", TENSOR, OVERLAP)
     assert str(caught.value) == f"--plant (rank_local_norm) must be one of {', '.join(PLANTS)}"
 
 
@@ -75,6 +84,8 @@ def test_an_unknown_plant_names_all_known_ones() -> None:
         ("unreduced_stage_copies", "grad blocks.0.modulation", False),
         ("unreduced_stage_copies", "flow_matching_loss", False),
         ("unsliced_output_gradient", "update semantic_head.proj.weight", False),
+        ("unawaited_parameters", "next loss", True),
+        ("unawaited_parameters", "loss", False),
     ],
 )
 def test_a_plant_says_what_it_must_break(plant: str, check: str, expected: bool) -> None:
