@@ -59,8 +59,8 @@ def run_pipeline(
     config.no_sync_func = [chunk.no_sync for chunk in chunks] if layout.interleave > 1 else chunks[0].no_sync
     config.microbatch_group_size_per_vp_stage = group_size
     interleaved = layout.interleave > 1
-    # Frees what was sent. Interleaved sends are not waited for: on a GPU the stream keeps the order, on a CPU nothing.
-    config.deallocate_pipeline_outputs = not interleaved or context.device.type == "cuda"
+    # Frees what was sent; interleaved sends are not waited for, and may still be reading it.
+    config.deallocate_pipeline_outputs = not interleaved
     run = (
         forward_backward_pipelining_with_interleaving
         if interleaved

@@ -286,7 +286,6 @@ def _make_store(environment: RankEnvironment, timeout: timedelta) -> dist.Store:
 
 def _describe_rank(layout: Layout, device: torch.device, timeout_seconds: float) -> ParallelContext:
     rank = dist.get_rank()
-    timeout = timedelta(seconds=timeout_seconds)
     groups = ProcessGroupCollection.use_mpu_process_groups()
     place = layout.coordinates(rank)
     # Our arithmetic and megatron's must agree, or samples and shards end up on the wrong ranks.
