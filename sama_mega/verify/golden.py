@@ -26,7 +26,7 @@ from sama_mega.diffusion.schedule import FlowMatchingSchedule
 from sama_mega.model import ModelInput, ModelOutput
 from sama_mega.model.name_map import from_released, to_released
 from sama_mega.model.shards import load_whole
-from sama_mega.parallel.collectives import all_reduce_in_place, gather_objects
+from sama_mega.parallel.collectives import all_reduce_in_place, broadcast_object, gather_objects
 from sama_mega.parallel.data_parallel import parameter_names
 from sama_mega.parallel.gradients import finalize_gradients
 from sama_mega.parallel.runtime import ParallelContext
@@ -211,7 +211,9 @@ def check_model(golden: GoldenFolder, recipe: Recipe, context: ParallelContext) 
     checks += _check_losses_and_gradients(golden, recipe, context, state, noised)
     if golden.sampling:
         checks += _check_sampling(golden, state, context)
-    return checks
+    # The first rank alone has whole gradients; its verdict is everybody's.
+    found: list[Check] = broadcast_object(checks, context.world_group)
+    return found
 
 
 def _samples(noised: NoisedBatch, chosen: slice) -> NoisedBatch:
@@ -304,8 +306,11 @@ def _check_losses_and_gradients(
 
 
 def _check_gradients(golden: GoldenFolder, recipe: Recipe, state: TrainState, context: ParallelContext) -> list[Check]:
+    gradients = put_together(owned_gradients(state), context)
+    if not context.is_first_rank:
+        return []
     found: dict[str, list[Tensor]] = {}
-    for name, copies in put_together(owned_gradients(state), context).items():
+    for name, copies in gradients.items():
         for copy in copies:
             for released, gradient in to_released({name: copy}, recipe.model.num_heads).items():
                 found.setdefault(released, []).append(gradient)
