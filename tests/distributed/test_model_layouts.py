@@ -179,7 +179,7 @@ def differentiate(state: Any, context: Any, case: Case) -> dict[str, list[Tensor
     """Errors of every sample and the gradient of every parameter, whole: each copy that the ranks hold."""
     from sama_mega.diffusion.losses import sama_loss
     from sama_mega.model import ModelOutput
-    from sama_mega.parallel.collectives import all_reduce_in_place, gather_objects
+    from sama_mega.parallel.collectives import all_reduce_in_place, broadcast_object, gather_objects
     from sama_mega.parallel.gradients import finalize_gradients
     from sama_mega.parallel.schedule import run_forward_backward
     from sama_mega.train.forward import measure_errors
@@ -213,7 +213,7 @@ def differentiate(state: Any, context: Any, case: Case) -> dict[str, list[Tensor
     everyones = gather_objects(torch.cat(flow_matching) if flow_matching else None, context.world_group)
     found = {"flow_matching_errors": [errors for errors in everyones if errors is not None]}
     found["semantic_errors"] = [all_reduce_in_place(semantic, context.world_group)]
-    gradients = put_together(owned_gradients(state), context)
+    gradients = broadcast_object(put_together(owned_gradients(state), context), context.world_group)
     return found | {f"grad {name}": copies for name, copies in gradients.items()}
 
 

@@ -115,6 +115,7 @@ def load_and_save(recipe: Any, checkpoint: Path, copy: Path) -> list[str]:
 
     from sama_mega.checkpoint.saved_state import STATE_FILE
     from sama_mega.parallel.checkpoint_io import save_sharded
+    from sama_mega.parallel.collectives import broadcast_object
     from sama_mega.parallel.data_parallel import parameter_names
     from sama_mega.parallel.runtime import start_parallel, stop_parallel
     from sama_mega.parallel.sharded_state import shard_parameters
@@ -126,13 +127,13 @@ def load_and_save(recipe: Any, checkpoint: Path, copy: Path) -> list[str]:
     state = build_train_state(recipe, context, initialize=False)
     load_checkpoint(checkpoint, state)
     save_sharded(whole_state(state), copy)
-    masters = put_together(state.optimizer.sharded_masters(""), context)
+    masters = broadcast_object(put_together(state.optimizer.sharded_masters(""), context), context.world_group)
     pieces: dict[str, Any] = {}
     for stage in state.stages:
         values = {name: parameter.detach().clone() for name, parameter in parameter_names(stage).items()}
         pieces |= shard_parameters(stage, context, "", values)
     kinds = {name: parameter.dtype for stage in state.stages for name, parameter in parameter_names(stage).items()}
-    held = put_together(pieces, context)
+    held = broadcast_object(put_together(pieces, context), context.world_group)
     wrong = [
         name
         for name, kind in kinds.items()

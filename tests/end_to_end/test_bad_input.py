@@ -84,7 +84,7 @@ def the_last_line(capfd: Capture) -> str:
         ("parallel.tensor=3", ["parallel.tensor (3)", "must divide model.num_heads (2)", "use 2"]),
         ("parallel.tensor=2", ["must divide the number of ranks (1)", "start 2 ranks"]),
         ("parallel.data=2", ["parallel.data (2)", "use parallel.data=1 or auto"]),
-        ("parallel.pipeline=3", ["parallel.pipeline (3)", "must divide model.num_layers (2)"]),
+        ("parallel.pipeline=3", ["parallel.pipeline x interleave (3 x 1 = 3)", "at most model.num_layers (2)"]),
         ("data.manifest=null", ["data.manifest is not set"]),
     ],
 )

@@ -16,7 +16,7 @@ SIZES = (
     *("model.time_features=16", "model.semantic_hidden_dim=20"),
 )
 NUM_PARAMETERS = 26 + 2 * 21
-NUM_LOSSES = 6
+NUM_LOSSES = 2 * 6
 GOLDEN = REPOSITORY / "tests/golden/edit_tiny"
 
 
@@ -123,7 +123,7 @@ def test_the_list_of_plants_is_json() -> None:
     assert done.returncode == 0, done.stderr
     *lines, last = done.stdout.splitlines()
     plants = json.loads(last)
-    assert len(lines) == len(plants) == 9
+    assert len(lines) == len(plants) == 10
     for line, plant in zip(lines, plants, strict=True):
         assert plant.keys() == {"name", "summary", "needs", "breaks", "spares"}
         assert line == f"{plant['name']}: {plant['summary']}; needs {plant['needs']}"
