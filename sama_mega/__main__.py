@@ -113,8 +113,10 @@ def verify(
 
     if list_plants:
         raise typer.Exit(command.list_plants(as_json))
-    if (recipe is None) == (golden is None):
-        raise ConfigError("verify needs a RECIPE or --golden DIR, and not both")
+    if recipe is None and golden is None:
+        raise ConfigError("verify needs a RECIPE or --golden DIR")
+    if recipe is not None and golden is not None:
+        raise ConfigError(f"verify --golden takes no RECIPE and no overrides ({recipe}): leave out one of the two")
     degrees = command.Degrees(tensor, context, pipeline, data)
     if golden is not None:
         if plant is not None or num_layers is not None:

@@ -23,6 +23,9 @@ _PR_SET_PDEATHSIG = 1
 # After one rank failed, the others get this long to report their own reason before they are ended.
 FAILURE_GRACE_SECONDS = 5.0
 POLL_SECONDS = 0.05
+WRONG_INPUT = 2
+"""Exit status."""
+_LOST_TOUCH = ("Connection closed by peer", "Connection reset by peer")
 
 
 def launch_ranks(num_ranks: int, argv: Sequence[str]) -> int:
@@ -48,9 +51,12 @@ def launch_ranks(num_ranks: int, argv: Sequence[str]) -> int:
             end_ranks(ranks)
         if failed is None:
             return 0
-        log = logs[failed]
-        if log is not None:
-            sys.stderr.write(f"rank {failed} failed:\n{log.read_text(errors='replace')}")
+        # Wrong input every rank reports alike; anything else one rank meets first, and rank 0 only loses touch with it.
+        is_wrong_input = ranks[failed].returncode == WRONG_INPUT
+        for rank, log in enumerate(logs):
+            text = "" if log is None else log.read_text(errors="replace")
+            if text and (rank == failed or (not is_wrong_input and _has_own_failure(text))):
+                sys.stderr.write(f"rank {rank} failed:\n{text}")
         return _shell_status(ranks[failed].returncode)
 
 
@@ -148,6 +154,10 @@ def _die_with_parent() -> None:
 
 def _first_failed(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
     return next((index for index, rank in enumerate(ranks) if rank.poll()), None)
+
+
+def _has_own_failure(text: str) -> bool:
+    return "Traceback (most recent call last)" in text and not any(sign in text for sign in _LOST_TOUCH)
 
 
 def _shell_status(returncode: int) -> int:

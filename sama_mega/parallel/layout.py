@@ -172,8 +172,9 @@ def resolve_layout(recipe: Recipe, world_size: int) -> Layout:
         raise ConfigError(f"the number of ranks ({world_size}) must be at least 1")
     for key in ("tensor", "context", "pipeline", "interleave"):
         _require_positive(f"parallel.{key}", getattr(parallel, key))
-    _require_divides("parallel.tensor", parallel.tensor, "model.num_heads", model.num_heads)
-    _require_divides("parallel.tensor", parallel.tensor, "model.ffn_dim", model.ffn_dim)
+    both = gcd(model.num_heads, model.ffn_dim)
+    _require_divides("parallel.tensor", parallel.tensor, "model.num_heads", model.num_heads, both)
+    _require_divides("parallel.tensor", parallel.tensor, "model.ffn_dim", model.ffn_dim, both)
     ulysses = _resolve_ulysses(parallel, model.num_heads)
     stage_layers = _resolve_stage_layers(parallel, model.num_layers)
     return Layout(
@@ -222,9 +223,10 @@ def _require_positive(key: str, value: int) -> None:
         raise ConfigError(f"{key} ({value}) must be at least 1")
 
 
-def _require_divides(key: str, degree: int, of_key: str, total: int) -> None:
+def _require_divides(key: str, degree: int, of_key: str, total: int, all_totals: int) -> None:
+    """The values that it suggests divide `all_totals`: they keep the other rules too."""
     if total % degree:
-        raise ConfigError(f"{key} ({degree}) must divide {of_key} ({total}): use {_join(_divisors(total))}")
+        raise ConfigError(f"{key} ({degree}) must divide {of_key} ({total}): use {_join(_divisors(all_totals))}")
 
 
 def _resolve_ulysses(parallel: ParallelRecipe, num_heads: int) -> int:
@@ -281,7 +283,7 @@ def _resolve_data_degree(parallel: ParallelRecipe, world_size: int) -> int:
         near = max(model_ranks, world_size - world_size % model_ranks)
         raise ConfigError(
             f"{product} must divide the number of ranks ({world_size}): start {near} ranks, or use degrees "
-            f"whose product is {_join(_divisors(world_size, start=1))}"
+            f"whose product is {_join(_divisors(world_size, start=1, most=world_size))}"
         )
     data = world_size // model_ranks
     if parallel.data != "auto" and parallel.data != data:
@@ -294,9 +296,9 @@ def _resolve_data_degree(parallel: ParallelRecipe, world_size: int) -> int:
     return data
 
 
-def _divisors(total: int, start: int = 2) -> list[int]:
+def _divisors(total: int, start: int = 2, most: int = LARGEST_SUGGESTED_DEGREE) -> list[int]:
     """Divisors worth suggesting, ascending; [1] when there is nothing larger."""
-    suggested = [n for n in range(start, LARGEST_SUGGESTED_DEGREE + 1) if n <= total and total % n == 0]
+    suggested = [n for n in range(start, min(most, total) + 1) if total % n == 0]
     return suggested or [1]
 
 

@@ -121,9 +121,9 @@ class CheckpointSaver:
             write_complete(final, pieces, saved, self._recipe, self._context, may_commit, self._group)
             on_first_rank(self._group, partial(prune_checkpoints, final, self._recipe.checkpoint.keep))
         except CheckpointError as error:
-            self._problem = str(error)
+            self._problem = self._reason(error)
             if self._context.is_first_rank:
-                _log.error("%s was not saved: %s", final, error)
+                _log.error("%s was not saved: %s", final, self._problem)
         except BaseException as error:
             self._problem = f"{final} was not saved: {error!r}"
             _log.exception("%s was not saved", final)
@@ -131,6 +131,14 @@ class CheckpointSaver:
             if self._context.is_first_rank:
                 seconds = time.perf_counter() - started
                 _log.info("saved %s: blocking %.2f s, written in %.1f s", final, blocking_seconds, seconds)
+
+    def _reason(self, error: CheckpointError) -> str:
+        """Why a save failed; first of all a newer life, which deletes what an older one was writing."""
+        try:
+            _refuse_an_older_life(self._folder, self._life)
+        except CheckpointError as fenced:
+            return str(fenced)
+        return str(error)
 
     def _tidy(self) -> None:
         _refuse_an_older_life(self._folder, self._life)

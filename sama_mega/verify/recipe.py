@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sama_mega.config import Recipe, build_recipe
+from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import AnchorRecipe
 
 # With an epsilon this large AdamW's first update is proportional to the gradient. At the usual one it is the gradient's
@@ -28,6 +29,8 @@ def verification_recipe(
     Raises:
         ConfigError: The result breaks a rule.
     """
+    if num_layers is not None and num_layers > recipe.model.num_layers:
+        raise ConfigError(f"--layers ({num_layers}) must be at most model.num_layers ({recipe.model.num_layers})")
     sections = recipe.model_dump(mode="json")
     sections["model"]["num_layers"] = num_layers or recipe.model.num_layers
     sections["parallel"] |= degrees

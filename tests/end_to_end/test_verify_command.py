@@ -82,7 +82,7 @@ def test_a_planted_bug_exits_1_and_breaks_what_is_written() -> None:
         (("--plant", "no_such_bug"), "--plant (no_such_bug) must be one of rank_local_qk_norm, "),
         (("--tp", 3), "parallel.tensor (3) must divide model.num_heads (4): use 2 or 4"),
         (("--pp", 3), "parallel.pipeline x interleave (3 x 1 = 3) must be at most model.num_layers (2)"),
-        (("--golden", GOLDEN), "needs a RECIPE or --golden DIR, and not both"),
+        (("--golden", GOLDEN), "--golden takes no RECIPE and no overrides"),
         (("model.dimm=3", "--tp", 2), "nearest is model.dim"),
     ],
 )

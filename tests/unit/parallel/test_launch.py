@@ -101,3 +101,24 @@ def _wait_until(condition: object, timeout_seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
+
+
+def test_the_rank_that_met_the_error_is_heard_behind_one_that_lost_touch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 0 only sees the connection close; the traceback that matters is another rank's."""
+    program = tmp_path / "sama_mega" / "__main__.py"
+    program.parent.mkdir()
+    program.write_text(
+        "import os, sys, time\n"
+        "rank = os.environ['RANK']\n"
+        "time.sleep(0.5 * (rank == '0'))\n"
+        "print('Traceback (most recent call last)', file=sys.stderr)\n"
+        "print({'1': 'the reason', '0': 'silence', '2': 'Connection closed by peer'}[rank], file=sys.stderr)\n"
+        "sys.exit(1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert launch_ranks(3, []) == 1
+    said = capfd.readouterr().err
+    assert "rank 1 failed:" in said and "the reason" in said and "rank 2 failed:" not in said
