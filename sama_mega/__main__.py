@@ -95,15 +95,21 @@ def verify(
     golden: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder of golden tensors to compare with instead.")
     ] = None,
-    tensor: Annotated[int | None, typer.Option("--tp", min=1, help="Tensor parallel ranks.")] = None,
-    context: Annotated[int | None, typer.Option("--cp", min=1, help="Context parallel ranks.")] = None,
-    pipeline: Annotated[int | None, typer.Option("--pp", min=1, help="Pipeline ranks.")] = None,
-    data: Annotated[int | None, typer.Option("--dp", min=1, help="Data parallel ranks.")] = None,
+    tensor: Annotated[
+        int | None, typer.Option("--tp", min=1, help="Tensor parallel ranks; by default the recipe's.")
+    ] = None,
+    context: Annotated[int | None, typer.Option("--cp", min=1, help="Context parallel ranks; likewise.")] = None,
+    pipeline: Annotated[int | None, typer.Option("--pp", min=1, help="Pipeline ranks; likewise.")] = None,
+    data: Annotated[
+        int | None, typer.Option("--dp", min=1, help="Data parallel ranks; likewise, auto being 1.")
+    ] = None,
     num_layers: Annotated[int | None, typer.Option("--layers", min=1, help="Blocks to keep of the model.")] = None,
     kernels: Annotated[
         Literal["reference", "triton", "auto"] | None, typer.Option(help="Implementation of the fused operations.")
     ] = None,
-    plant: Annotated[str | None, typer.Option(metavar="BUG", help="Plant a known bug, to see it found.")] = None,
+    plant: Annotated[
+        str | None, typer.Option(metavar="BUG", help="Plant a known bug, to see it found: exit 1.")
+    ] = None,
     list_plants: Annotated[bool, typer.Option("--list-plants", help="Name the known bugs.")] = False,
     as_json: JsonOption = False,
 ) -> None:

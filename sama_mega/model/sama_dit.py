@@ -195,7 +195,7 @@ class SamaDiT(MegatronModule):
         model = self.recipe.model
         shifted = model.roles == "shifted_rope"
         # Inside attention a context rank holds the tokens of all its tensor ranks.
-        tokens_held = layout.tokens_per_shard * layout.num_shards // self.context.layout.context
+        tokens_held = layout.num_padded_tokens // self.context.layout.context
         return build_rope_tables(
             model.dim // model.num_heads,
             layout.source_grid,

@@ -73,11 +73,6 @@ class Layout:
     ulysses: int = 1
 
     @property
-    def model_parallel_size(self) -> int:
-        """Ranks that work on the same samples together: tensor x context x pipeline."""
-        return self.tensor * self.context * self.pipeline
-
-    @property
     def sequence_shards(self) -> int:
         """Ranks that share one sample's tokens between the matrices; 1 when each holds all of them."""
         return self.context * (self.tensor if self.sequence else 1)

@@ -182,7 +182,7 @@ def test_every_rank_has_its_own_place(tensor: int, context: int, pipeline: int, 
     assert [place.tensor for place in places[:tensor]] == list(range(tensor))
     for index in range(data):
         ranks = layout.ranks_of_data_index(index)
-        assert len(ranks) == layout.model_parallel_size
+        assert len(ranks) == tensor * context * pipeline
         assert {places[rank].data for rank in ranks} == {index}
 
 

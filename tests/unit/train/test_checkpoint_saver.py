@@ -246,3 +246,15 @@ def test_a_life_that_began_before_refuses_a_background_save_before_it_writes(
     with pytest.raises(CheckpointError, match="life 2 of this run has begun, so life 1 may not save"):
         saver.begin(6)
     assert saver.names() == [] and not written
+
+
+def test_a_newer_life_is_named_before_what_it_broke(saver: RunSaver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It deletes what an older life was writing, which then fails over a missing folder."""
+
+    def lose_the_folder(*_: Any) -> None:
+        saver.folder.start_life({})
+        raise RuntimeError("Parent directory does not exist")
+
+    monkeypatch.setattr(checkpoint_io, "_write_pieces", lose_the_folder)
+    with pytest.raises(CheckpointError, match="life 2 of this run has begun"):
+        saver.save(5)
