@@ -71,6 +71,18 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: 
     raise typer.Exit(command.run(recipe, overrides or [], as_json=as_json))
 
 
+@app.command("job-ended", hidden=True)
+def job_ended(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    status: Annotated[int, typer.Option(help="Exit status of the job step.")] = 0,
+) -> None:
+    """Decide whether a Slurm job whose ranks have ended starts again; for slurm/job.sh."""
+    from sama_mega.commands import job_ended as command
+
+    raise typer.Exit(command.run(recipe, overrides or [], status))
+
+
 @app.command()
 def check(
     recipe: RecipeArgument,

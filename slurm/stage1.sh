@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=sama-stage1
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
-#SBATCH --cpus-per-task=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --cpus-per-task=1
 #SBATCH --time=01:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 #
-# Stage 1 on Slurm, one task per rank.
-# Starts from stage 0's checkpoint, which the recipe names as checkpoint.init_from.
-# Submit from the folder that holds the data and runs/ (the clone, for the demo):
+# Stage 1 on Slurm, from stage 0's checkpoint (checkpoint.init_from). Without arguments: the demo, on two cores of a node.
+# Submit from the folder that holds the data and runs/ (the clone, for the demo); more in slurm/README.md:
 #   sbatch slurm/stage1.sh
-#   sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=14 --time=24:00:00 \
-#     slurm/stage1.sh recipes/wan14b_stage1.yaml train.steps=1000
-# Slurm runs a copy of this file, so the entrypoint beside it is found through the folder of submission;
-# SAMA_MEGA_SLURM names its folder where that is not slurm/.
+#   sbatch --nodes=16 --gpus-per-node=8 --exclusive --mem=0 --time=24:00:00 \
+#     slurm/stage1.sh recipes/wan14b_stage1.yaml train.steps=50000
+# Slurm runs a copy of this file, so the others are found through the folder of submission, or through SAMA_MEGA_SLURM.
 set -euo pipefail
 
-recipe=${1:-recipes/demo_stage1.yaml}
-folder=${SAMA_MEGA_SLURM:-${SLURM_SUBMIT_DIR:-.}/slurm}
-# srun does not take --cpus-per-task over from sbatch.
-exec srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-  bash "$folder/entrypoint.sh" train "$recipe" "${@:2}"
+folder=${SAMA_MEGA_SLURM:-$SLURM_SUBMIT_DIR/slurm}
+if (($# == 0)) && [[ ! -d runs/demo/world ]]; then
+  bash "$folder/entrypoint.sh" data synth --out runs/demo/world --videos 4000 --images 8000 --frames 13 --workers 2
+fi
+exec bash "$folder/job.sh" train "${@:-recipes/demo_stage1.yaml}"

@@ -290,6 +290,8 @@ class TrainRecipe(Section):
     skip_loss_above: PositiveFloat | None = None
     skip_grad_norm_above: PositiveFloat | None = None
     max_skipped_steps: PositiveInt = 20
+    hang_seconds: PositiveFloat | None = 900.0
+    pace_every: NonNegativeInt = 100
     log_every: PositiveInt = 10
     sample_every: NonNegativeInt = 0
     num_samples: NonNegativeInt = 2

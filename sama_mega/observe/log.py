@@ -16,22 +16,33 @@ _PACKAGES = ("sama_mega", "sama_data", "sama_kernels")
 
 
 class RunLog:
-    """While entered, sends the packages' records to a file and to stderr; takes its handlers away after.
+    """While entered, sends the packages' records to files and to stderr; takes its handlers away after.
 
     Other libraries' loggers stay as they are.
     """
 
     def __init__(
-        self, log_path: Path | None, *, draws_bar: bool = False, earlier: Sequence[logging.LogRecord] = ()
+        self,
+        log_path: Path | None,
+        *,
+        rank_log_path: Path | None = None,
+        life: int | None = None,
+        draws_bar: bool = False,
+        earlier: Sequence[logging.LogRecord] = (),
     ) -> None:
         """Chooses the targets.
 
         Args:
-            log_path: Appended to, or None on ranks that keep no log: they show warnings and errors only.
+            log_path: Log of the whole run, appended to, or None on ranks that do not keep it: they show warnings and
+                errors only.
+            rank_log_path: Log of this rank in this life, or None for none; its folder is made.
+            life: Number of this life, on every line of `log_path`.
             draws_bar: A progress bar is on the terminal, so lines of progress stay out of it.
             earlier: Records of `SetupLog`, written first.
         """
         self._log_path = log_path
+        self._rank_log_path = rank_log_path
+        self._life = life
         self._draws_bar = draws_bar
         self._earlier = earlier
         self._handlers: list[logging.Handler] = []
@@ -44,10 +55,12 @@ class RunLog:
         if self._draws_bar:
             terminal.addFilter(lambda record: record.name != PROGRESS_LOGGER)
         self._handlers.append(terminal)
+        life = "" if self._life is None else f"life {self._life} "
         if self._log_path is not None:
-            file = _LogFile(self._log_path, encoding="utf-8")
-            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            self._handlers.append(file)
+            self._add_file(self._log_path, f"%(asctime)s {life}%(levelname)s %(message)s")
+        if self._rank_log_path is not None:
+            self._rank_log_path.parent.mkdir(parents=True, exist_ok=True)
+            self._add_file(self._rank_log_path, "%(asctime)s %(levelname)s %(message)s")
         for package in _PACKAGES:
             logger = logging.getLogger(package)
             logger.setLevel(logging.INFO)
@@ -56,6 +69,11 @@ class RunLog:
         for record in self._earlier:
             logging.getLogger(record.name).handle(record)
         return self
+
+    def _add_file(self, path: Path, line_format: str) -> None:
+        file = _LogFile(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter(line_format))
+        self._handlers.append(file)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

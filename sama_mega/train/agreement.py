@@ -1,9 +1,10 @@
-"""Makes sure that ranks agree: on what they run, on the samples they share, and on stopping when one of them fails."""
+"""Makes sure that ranks agree: on what they run, on the samples they share, and on stopping at the same step."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,9 @@ from sama_data.loader import StepSamples
 from sama_mega.config import recipe_to_yaml
 from sama_mega.config.errors import ConfigError, UserError
 from sama_mega.config.schema import Recipe
-from sama_mega.parallel.collectives import gather_objects
+from sama_mega.parallel.collectives import broadcast_object, gather_objects
 from sama_mega.parallel.runtime import ParallelContext
+from sama_mega.train.stop import RunStopped, StopRequest
 
 _DIFFERENT_SAMPLES = (
     "ranks of one model-parallel group read different samples: a file was readable on one of them only; see"
@@ -25,6 +27,7 @@ _DIFFERENT_SAMPLES = (
 _NOT_MINE = torch.iinfo(torch.int64).min
 
 Problem = DataError | UserError
+Result = TypeVar("Result")
 
 
 def require_same_everywhere(recipe: Recipe, dataset: Dataset, context: ParallelContext) -> None:
@@ -46,7 +49,9 @@ def require_same_everywhere(recipe: Recipe, dataset: Dataset, context: ParallelC
             )
 
 
-def agreeing_batches(batches: Iterator[StepSamples], context: ParallelContext) -> Generator[StepSamples]:
+def agreeing_batches(
+    batches: Iterator[StepSamples], context: ParallelContext, stop: StopRequest
+) -> Generator[StepSamples]:
     """Passes batches on, after making sure that no rank failed to read its own and that shared ones are the same.
 
     Ranks of one model-parallel group decode the same files on their own. A read error on one of them alone would give
@@ -56,10 +61,12 @@ def agreeing_batches(batches: Iterator[StepSamples], context: ParallelContext) -
     Args:
         batches: This rank's; what they raise of the two kinds below ends all ranks.
         context: The running layout.
+        stop: This rank's; a request that one rank knows of ends all ranks, before the same step.
 
     Raises:
         DataError: On every rank, when one raised it or samples differ.
         UserError: On every rank, when one raised it.
+        RunStopped: On every rank, when one was asked to stop.
     """
     while True:
         drawn: StepSamples | None = None
@@ -68,30 +75,49 @@ def agreeing_batches(batches: Iterator[StepSamples], context: ParallelContext) -
             drawn = next(batches, None)
         except (DataError, UserError) as error:
             problem = error
+        stop_signal = stop.pending
         if context.world_size > 1:
-            problem = _agree(drawn, problem, context)
+            problem, stop_signal = _agree(drawn, problem, stop_signal, context)
         if problem is not None:
             raise problem
+        if stop_signal:
+            raise RunStopped(stop_signal)
         if drawn is None:
             return
         yield drawn
 
 
-def _agree(drawn: StepSamples | None, problem: Problem | None, context: ParallelContext) -> Problem | None:
-    """One problem for every rank, None when there is none; the host talks, the device is not asked."""
+def from_first_rank(context: ParallelContext, work: Callable[[], Result]) -> Result:
+    """Runs work on rank 0; every rank gets its result, or its error if the user is at fault."""
+    outcome: tuple[Result | None, Exception | None] = (None, None)
+    if context.is_first_rank:
+        try:
+            outcome = (work(), None)
+        except (UserError, DataError) as error:
+            outcome = (None, error)
+    result, problem = broadcast_object(outcome, context.world_group)
+    if problem is not None:
+        raise problem
+    return result  # type: ignore[no-any-return]
+
+
+def _agree(
+    drawn: StepSamples | None, problem: Problem | None, stop_signal: int, context: ParallelContext
+) -> tuple[Problem | None, int]:
+    """One problem and one signal for every rank, None and 0 when there is none; the host talks, not the device."""
     digest = _sample_digest(drawn)
     # A row for every model group, of its largest digest and its largest negative one: they add up to zero when all of
-    # its digests are the same. The last row says whether any rank failed.
+    # its digests are the same. The last row says whether any rank failed, and whether any was asked to stop.
     message = torch.full((context.layout.data + 1, 2), _NOT_MINE)
     message[context.data_rank] = torch.tensor([digest, -digest])
-    message[-1] = int(problem is not None)
+    message[-1] = torch.tensor([int(problem is not None), stop_signal])
     dist.all_reduce(message, op=dist.ReduceOp.MAX, group=context.host_world_group)
-    *extremes, (failed, _) = message.numpy().tolist()
+    *extremes, (failed, stop_signal) = message.numpy().tolist()
     if failed:
         # A rank that failed to read explains the disagreement of its group: its reason comes first.
         problems = gather_objects(problem, context.host_world_group)
-        return next(found for found in problems if found is not None)
-    return DataError(_DIFFERENT_SAMPLES) if any(sum(pair) for pair in extremes) else None
+        return next(found for found in problems if found is not None), stop_signal
+    return (DataError(_DIFFERENT_SAMPLES) if any(sum(pair) for pair in extremes) else None), stop_signal
 
 
 def _sample_digest(drawn: StepSamples | None) -> int:

@@ -8,15 +8,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sama_data.dataset import Dataset
+from sama_data.errors import DataError
 from sama_data.loader import StepSamples
 from sama_mega.config.errors import UserError
 from sama_mega.config.schema import Recipe
-from sama_mega.train.hooks.base import EndReason, Hook
+from sama_mega.train.hooks.base import Hook, RunEnd
 from sama_mega.train.learning_rate import learning_rate_at
+from sama_mega.train.lives import SupersededError
 from sama_mega.train.report import StepReport
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.state import TrainState
 from sama_mega.train.step import StepOutcome, TrainStep
+from sama_mega.train.stop import RunStopped
 
 _log = logging.getLogger(__name__)
 
@@ -57,29 +60,39 @@ class Loop:
         self._hooks = hooks
         self._skipped_in_a_row = 0
 
-    def run(self, batches: Iterator[StepSamples]) -> None:
+    def run(self, batches: Iterator[StepSamples]) -> RunEnd:
         """Trains on every batch the iterator gives; hooks hear of the end whatever it is.
 
         Args:
-            batches: This rank's samples, one item a remaining step.
+            batches: This rank's samples, one item a remaining step; RunStopped from it ends the run early.
+
+        Returns:
+            Whether it finished or was stopped.
         """
-        reason: EndReason = "failed"
         try:
             for hook in self._hooks:
                 hook.on_run_start(self._run)
-            self._take_steps(batches)
-            reason = "finished"
-        except KeyboardInterrupt:
-            reason = "interrupted"
+            end = self._take_steps_until_told_to_stop(batches)
+        except BaseException as error:
+            self._end(_end_of(error))
             raise
-        finally:
-            self._end(reason)
+        self._end(end)
+        return end
 
-    def _end(self, reason: EndReason) -> None:
+    def _take_steps_until_told_to_stop(self, batches: Iterator[StepSamples]) -> RunEnd:
+        try:
+            self._take_steps(batches)
+        except RunStopped as stopped:
+            for hook in self._hooks:
+                hook.on_stop(self._run)
+            return RunEnd("stopped", str(stopped))
+        return RunEnd("finished")
+
+    def _end(self, end: RunEnd) -> None:
         """Tells every hook; one that fails neither silences the others nor replaces the run's own error."""
         for hook in self._hooks:
             try:
-                hook.on_run_end(self._run, reason)
+                hook.on_run_end(self._run, end)
             except Exception:
                 _log.exception("%s failed at the end of the run", type(hook).__name__)
 
@@ -139,3 +152,14 @@ class Loop:
             sample_digest=losses.sample_digest,
             sample_ids=sample_ids,
         )
+
+
+def _end_of(error: BaseException) -> RunEnd:
+    message = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return RunEnd("interrupted", "by the keyboard")
+    if isinstance(error, SupersededError):
+        return RunEnd("superseded", message)
+    if isinstance(error, (UserError, DataError)):
+        return RunEnd("refused", message)
+    return RunEnd("failed", f"{type(error).__name__}: {message}")

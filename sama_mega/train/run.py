@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from sama_data.dataset import Dataset
-from sama_data.errors import DataError
 from sama_data.loader import LoaderSettings, Quarantine, SampleLoader, StepSamples
 from sama_data.manifest import load_blend, load_manifest
-from sama_mega.checkpoint.folder import complete_checkpoints, resolve_checkpoint
-from sama_mega.checkpoint.replace import put_back_interrupted
-from sama_mega.checkpoint.same_course import require_same_course
-from sama_mega.config import recipe_to_yaml
-from sama_mega.config.errors import CheckpointError, ConfigError, UserError
+from sama_mega.checkpoint.folder import complete_checkpoints
+from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import build_encoders
-from sama_mega.observe.environment import describe_environment
 from sama_mega.observe.log import RunLog, SetupLog
 from sama_mega.observe.progress import stderr_is_terminal
-from sama_mega.parallel.collectives import broadcast_object
 from sama_mega.parallel.layout import samples_needed_per_rank, too_few_samples
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 from sama_mega.parallel.torch_settings import apply_torch_settings
 from sama_mega.train.agreement import agreeing_batches, require_same_everywhere
 from sama_mega.train.batch import Batcher
-from sama_mega.train.checkpoint import load_checkpoint, load_initial_weights
-from sama_mega.train.hooks.base import Hook
+from sama_mega.train.hooks.base import Hook, RunEnd
 from sama_mega.train.hooks.checkpoint import CheckpointHook
+from sama_mega.train.hooks.life import LifeHook
 from sama_mega.train.hooks.metrics import MetricsHook
+from sama_mega.train.hooks.pace import PaceHook
 from sama_mega.train.hooks.progress import ProgressHook
 from sama_mega.train.hooks.sample import SampleHook
 from sama_mega.train.hooks.tracker import TrackerHook
+from sama_mega.train.hooks.watchdog import WatchdogHook
 from sama_mega.train.loop import Loop, Run
+from sama_mega.train.pace import Pace
 from sama_mega.train.run_folder import RunFolder
+from sama_mega.train.startup import StartupClock
 from sama_mega.train.state import TrainState, build_train_state
 from sama_mega.train.step import TrainStep
+from sama_mega.train.stop import StopRequest
+from sama_mega.train.this_life import ThisLife, begin_life, find_start, restore
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -47,10 +46,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a finished run has to say.
+    """What a run that ended well has to say.
 
     Attributes:
         run_folder: Where everything is.
+        ended: `finished`, or `stopped` before its last step, everything saved.
         steps: Finished optimizer steps.
         samples_seen: Samples of all of them.
         checkpoint: The newest complete checkpoint, or None.
@@ -59,6 +59,7 @@ class RunSummary:
     """
 
     run_folder: str
+    ended: str
     steps: int
     samples_seen: int
     checkpoint: str | None
@@ -66,11 +67,25 @@ class RunSummary:
     num_truncated_prompts: int
 
 
-def train(recipe: Recipe) -> RunSummary:
+@dataclass(frozen=True)
+class Start:
+    """What a run is told of its start.
+
+    Attributes:
+        stop: Requests to stop early.
+        clock: Measures how long the parts of the start take.
+    """
+
+    stop: StopRequest
+    clock: StartupClock
+
+
+def train(recipe: Recipe, start: Start | None = None) -> RunSummary:
     """Runs a recipe to its last step, from its newest checkpoint where there is one.
 
     Args:
         recipe: The whole recipe.
+        start: None: nobody asks to stop, and the start begins now.
 
     Returns:
         What was done.
@@ -79,12 +94,16 @@ def train(recipe: Recipe) -> RunSummary:
         UserError: The recipe, a checkpoint or a folder is at fault.
         DataError: The manifest or all its clips are at fault.
     """
+    start = start or Start(StopRequest(), StartupClock({}))
+    start.clock.mark("imports")
     apply_torch_settings(recipe)
     dataset = open_dataset(recipe)
+    start.clock.mark("manifests")
     context = start_parallel(recipe)
+    start.clock.mark("ranks meet")
     try:
         require_same_everywhere(recipe, dataset, context)
-        return _train_on_ranks(recipe, dataset, context)
+        return _train_on_ranks(recipe, dataset, context, start)
     finally:
         stop_parallel()
 
@@ -110,92 +129,53 @@ def open_dataset(recipe: Recipe) -> Dataset:
     return dataset
 
 
-def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext) -> RunSummary:
+def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, start: Start) -> RunSummary:
     """Checks everything that can be wrong before it writes anything: a life claimed in vain fences a healthy run."""
     folder = RunFolder(recipe.train.run_folder)
     with SetupLog() as setup:
         encoders = build_encoders(recipe, context.device)
         loader = build_loader(recipe, dataset, context, folder)
         _require_samples_for_every_rank(recipe, loader, context)
-        start, lines = _find_start(recipe, folder, context)
-        state = build_train_state(recipe, context, initialize=start is None)
-        _restore(recipe, start, state)
-    life = _from_first_rank(context, lambda: _claim_run_folder(recipe, start))
-    log_path, earlier = (folder.log_path, setup.records) if context.is_first_rank else (None, [])
-    with RunLog(log_path, draws_bar=stderr_is_terminal(), earlier=earlier):
+        begin_from, _ = find_start(recipe, folder, context)
+        state = build_train_state(recipe, context, initialize=begin_from is None)
+        restore(recipe, begin_from, state)
+    start.clock.mark("model and data")
+    life = begin_life(recipe, state.step, context)
+    # An earlier life may have saved while this one got ready; from here on it may not.
+    newest, lines = find_start(recipe, folder, context)
+    if newest != begin_from:
+        restore(recipe, newest, state)
+        life.goes_on_from(state.step)
+    with _open_log(folder, life.number, context, setup):
         run = Run(recipe, folder, context.is_first_rank, state.step, recipe.train.steps)
         _announce([*lines, _headline(run, dataset, loader, context, state)], context)
-        batcher = Batcher(recipe, encoders, context.device)
-        train_step = TrainStep(recipe, context, state, batcher)
-        checkpoints = CheckpointHook(state, context, life)
+        batcher, pace = Batcher(recipe, encoders, context.device), Pace(context.device)
+        train_step = TrainStep(recipe, context, state, batcher, pace)
+        checkpoints = CheckpointHook(state, context, life.number)
         # In the order they run: what is logged first is there when a later one fails.
         hooks: list[Hook] = [
+            WatchdogHook(context, life.number, life.end_hung),
             MetricsHook(),
             checkpoints,
             SampleHook(recipe, dataset, encoders, state, context),
+            PaceHook(pace, context),
             ProgressHook(),
             TrackerHook(),
+            LifeHook(life.file, start.clock),
         ]
         loop = Loop(run, dataset, state, train_step, hooks)
-        with closing(_batches(loader, run, checkpoints)) as batches:
-            loop.run(agreeing_batches(batches, context))
-        summary = _summarize(folder, state, loader, batcher)
-        _report_losses_of_data(summary, folder)
+        with closing(_batches(loader, run, checkpoints, life, pace)) as batches:
+            end = loop.run(agreeing_batches(batches, context, start.stop))
+        summary = _summarize(folder, end, state, loader, batcher)
+        _report_end(summary, end, recipe, folder)
     return summary
 
 
-def _find_start(recipe: Recipe, folder: RunFolder, context: ParallelContext) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and what to say about it.
-
-    The run's own newest one, else the one whose weights the recipe names, else None.
-    """
-
-    def find() -> tuple[Path | None, list[str]]:
-        put_back_interrupted(folder.checkpoints)
-        own = complete_checkpoints(folder.checkpoints)
-        if own and not recipe.checkpoint.resume:
-            raise ConfigError(
-                f"checkpoint.resume is false, but {folder.root} holds {own[-1].name}: choose another train.run_folder,"
-                " or move its checkpoints away"
-            )
-        if own:
-            changed = require_same_course(own[-1], recipe)
-            return own[-1], [f"resumed {own[-1]}", *(f"changed since then: {line}" for line in changed)]
-        if recipe.checkpoint.init_from is None:
-            return None, ["started from random weights (checkpoint.init_from is null)"]
-        start = resolve_checkpoint(recipe.checkpoint.init_from)
-        return start, [f"started from the {recipe.checkpoint.init_weights} weights of {start}"]
-
-    return _from_first_rank(context, find)
-
-
-def _restore(recipe: Recipe, start: Path | None, state: TrainState) -> None:
-    """Fills the state: all of it from the run's own checkpoint, the weights alone from another's."""
-    if start is None:
-        return
-    if start.parent == RunFolder(recipe.train.run_folder).checkpoints:
-        load_checkpoint(start, state)
-    else:
-        load_initial_weights(start, recipe.checkpoint.init_weights, state)
-
-
-def _claim_run_folder(recipe: Recipe, start: Path | None) -> int:
-    """Makes the run folder, writes what is known at the start, and claims a life number.
-
-    Raises:
-        CheckpointError: An earlier life, still allowed to until now, saved after `start` was chosen.
-    """
-    folder = RunFolder.create(recipe.train.run_folder)
-    environment = describe_environment()
-    life = folder.start_life({key: environment[key] for key in ("hostname", "process_id", "command")})
-    own = complete_checkpoints(folder.checkpoints)
-    if own and own[-1] != start:
-        raise CheckpointError(
-            f"{own[-1]} was saved by an earlier life of the run while this one was starting: start again"
-        )
-    folder.write_recipe(recipe_to_yaml(recipe))
-    folder.write_environment(environment)
-    return life
+def _open_log(folder: RunFolder, life: int, context: ParallelContext, setup: SetupLog) -> RunLog:
+    """The run's log on the first rank, and every rank's own."""
+    log_path, earlier = (folder.log_path, setup.records) if context.is_first_rank else (None, [])
+    rank_log_path = folder.rank_log_path(life, context.rank)
+    return RunLog(log_path, rank_log_path=rank_log_path, life=life, draws_bar=stderr_is_terminal(), earlier=earlier)
 
 
 def _require_samples_for_every_rank(recipe: Recipe, loader: SampleLoader, context: ParallelContext) -> None:
@@ -225,11 +205,19 @@ def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, fol
     return SampleLoader(dataset, settings, context.data_rank, context.layout.data, quarantine)
 
 
-def _batches(loader: SampleLoader, run: Run, checkpoints: CheckpointHook) -> Generator[StepSamples]:
-    """The remaining steps' samples, until a save fails. A generator, so that closing it ends the reading threads."""
-    for samples in loader.prefetching(run.start_step, max(0, run.total_steps - run.start_step)):
-        checkpoints.raise_failure()
-        yield samples
+def _batches(
+    loader: SampleLoader, run: Run, checkpoints: CheckpointHook, life: ThisLife, pace: Pace
+) -> Generator[StepSamples]:
+    """The remaining steps' samples, until a save fails or a newer life begins; closing it ends the reading threads."""
+    with closing(loader.prefetching(run.start_step, max(0, run.total_steps - run.start_step))) as steps:
+        while True:
+            with pace.reading():
+                samples = next(steps, None)
+            if samples is None:
+                return
+            life.require_newest()
+            checkpoints.raise_failure()
+            yield samples
 
 
 def _headline(run: Run, dataset: Dataset, loader: SampleLoader, context: ParallelContext, state: TrainState) -> str:
@@ -249,10 +237,11 @@ def _announce(lines: list[str], context: ParallelContext) -> None:
             _log.info("%s", line)
 
 
-def _summarize(folder: RunFolder, state: TrainState, loader: SampleLoader, batcher: Batcher) -> RunSummary:
+def _summarize(folder: RunFolder, end: RunEnd, state: TrainState, loader: SampleLoader, batcher: Batcher) -> RunSummary:
     checkpoints = complete_checkpoints(folder.checkpoints)
     return RunSummary(
         run_folder=str(folder.root),
+        ended=end.reason,
         steps=state.step,
         samples_seen=state.samples_seen,
         checkpoint=str(checkpoints[-1]) if checkpoints else None,
@@ -261,22 +250,17 @@ def _summarize(folder: RunFolder, state: TrainState, loader: SampleLoader, batch
     )
 
 
-def _report_losses_of_data(summary: RunSummary, folder: RunFolder) -> None:
+def _report_end(summary: RunSummary, end: RunEnd, recipe: Recipe, folder: RunFolder) -> None:
+    if end.reason == "stopped":
+        saved = f"saved in {summary.checkpoint}" if summary.checkpoint else "nothing was done that could be lost"
+        _log.info(
+            "%s after step %d of %d; %s: the same command goes on",
+            end.message,
+            summary.steps,
+            recipe.train.steps,
+            saved,
+        )
     if summary.num_quarantined:
         _log.warning("%d samples were skipped: see %s", summary.num_quarantined, folder.quarantine_path)
     if summary.num_truncated_prompts:
         _log.warning("%d prompts were longer than model.text_length and cut", summary.num_truncated_prompts)
-
-
-def _from_first_rank(context: ParallelContext, work: Callable[[], Result]) -> Result:
-    """Runs work on rank 0; every rank gets its result, or its error if the user is at fault."""
-    outcome: tuple[Result | None, Exception | None] = (None, None)
-    if context.is_first_rank:
-        try:
-            outcome = (work(), None)
-        except (UserError, DataError) as error:
-            outcome = (None, error)
-    result, problem = broadcast_object(outcome, context.world_group)
-    if problem is not None:
-        raise problem
-    return result  # type: ignore[no-any-return]

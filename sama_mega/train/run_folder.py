@@ -27,7 +27,8 @@ class RunFolder:
         recipe_path: The resolved recipe.
         environment_path: Versions, commit and command of the newest life.
         metrics_path: One row an optimizer step.
-        log_path: Everything that was logged, over all lives.
+        log_path: What rank 0 logged, over all lives.
+        pace_path: Every rank's own time a step, at an interval.
         quarantine_path: Samples that could not be used, and why.
         checkpoints: Folder of checkpoints.
         samples: Folder of sample pictures and videos.
@@ -42,6 +43,7 @@ class RunFolder:
         self.metrics_path = root / "metrics.jsonl"
         self.log_path = root / "log.txt"
         self.quarantine_path = root / "quarantine.jsonl"
+        self.pace_path = root / "pace.jsonl"
         self.tracker_path = root / "mlflow.json"
         self.checkpoints = root / "checkpoints"
         self.samples = root / "samples"
@@ -99,7 +101,7 @@ class RunFolder:
         life = self.newest_life()
         while True:
             life += 1
-            path = self.lives / f"{life:04d}.json"
+            path = self.life_path(life)
             record = {"life": life, "started_at": datetime.now(UTC).isoformat(), **details}
             try:
                 with open(path, "x", encoding="utf-8") as file:
@@ -112,8 +114,24 @@ class RunFolder:
 
     def newest_life(self) -> int:
         """The highest life number claimed so far, 0 before the first: a writer with a lower one must stop."""
+        return max(self.life_numbers(), default=0)
+
+    def life_numbers(self) -> list[int]:
+        """Every life number claimed so far, lowest first."""
         names = [_LIFE_NAME.match(name) for name in os.listdir(self.lives)] if self.lives.is_dir() else []
-        return max((int(match.group(1)) for match in names if match), default=0)
+        return sorted(int(match.group(1)) for match in names if match)
+
+    def life_path(self, life: int) -> Path:
+        """File of one life."""
+        return self.lives / f"{life:04d}.json"
+
+    def rank_log_path(self, life: int, rank: int) -> Path:
+        """Everything that one rank logged in one life."""
+        return self.root / "logs" / f"life-{life:04d}" / f"rank-{rank:05d}.txt"
+
+    def stacks_path(self, life: int, rank: int) -> Path:
+        """What one rank was doing when the life hung."""
+        return self.root / "stacks" / f"life-{life:04d}" / f"rank-{rank:05d}.txt"
 
     @staticmethod
     def write_atomically(path: Path, text: str) -> None:

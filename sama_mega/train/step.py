@@ -19,6 +19,7 @@ from sama_mega.parallel.schedule import run_forward_backward
 from sama_mega.parallel.transfer import read_numbers
 from sama_mega.train.batch import Batcher, MicroBatch, group_by_shape
 from sama_mega.train.forward import NoisedBatch, count_tokens, measure_errors, noise_micro_batch
+from sama_mega.train.pace import Pace
 from sama_mega.train.slots import SlotStatistics, StepLosses
 from sama_mega.train.state import TrainState
 
@@ -46,6 +47,7 @@ class TrainStep:
         context: The running layout.
         state: Model, optimizer and moving average; mutated by `run`.
         batcher: Encodes samples.
+        pace: Counts this rank's own time; None: one that nobody reads.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class TrainStep:
         context: ParallelContext,
         state: TrainState,
         batcher: Batcher,
+        pace: Pace | None = None,
     ) -> None:
         self._recipe = recipe
         self._context = context
         self._state = state
         self._batcher = batcher
+        self._pace = pace or Pace(context.device)
         diffusion = recipe.diffusion
         self._schedule = FlowMatchingSchedule(diffusion.num_train_timesteps, diffusion.shift, diffusion.timestep_weight)
 
@@ -95,7 +99,8 @@ class TrainStep:
 
         optimizer.zero_grad()
         micro_batches = group_by_shape(drawn.samples, self._recipe)
-        run_forward_backward(stages, micro_batches, prepare, forward_step, hidden_shape, self._context)
+        with self._pace.computing():
+            run_forward_backward(stages, micro_batches, prepare, forward_step, hidden_shape, self._context)
         finalize_gradients(stages, optimizer.owned, self._context)
         # The one place of a step where the host waits for the device.
         *table, gradient_norm = read_numbers(statistics.reduce(), optimizer.gradient_norm_tensor())

@@ -211,6 +211,7 @@ def observe_step(recipe: Any, context: Any) -> Observed:
     from sama_mega.train.agreement import agreeing_batches
     from sama_mega.train.batch import Batcher, group_by_shape
     from sama_mega.train.state import build_train_state
+    from sama_mega.train.stop import StopRequest
     from sama_mega.verify.samples import global_batch, share_of
 
     state = build_train_state(recipe, context, initialize=True)
@@ -235,7 +236,7 @@ def observe_step(recipe: Any, context: Any) -> Observed:
         patch.object(step, "run_forward_backward", in_schedule),
         recorder.recording(),
     ):
-        agreed = next(agreeing_batches(iter([drawn]), context))
+        agreed = next(agreeing_batches(iter([drawn]), context, StopRequest()))
         outcome = step.TrainStep(recipe, context, state, batcher).run(agreed, 1e-3)
     assert outcome.skipped is None
     names = layout_names(recipe, context)

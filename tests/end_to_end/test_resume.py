@@ -23,6 +23,7 @@ from sama_mega.parallel import checkpoint_io
 from sama_mega.parallel.checkpoint_io import read_plain
 from sama_mega.train import run as run_module
 from sama_mega.train.hooks.checkpoint import CheckpointHook
+from sama_mega.train.lives import read_lives
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.step import TrainStep
 from tests.support.tiny_recipe import (
@@ -352,8 +353,29 @@ def test_an_older_life_may_not_save(
     monkeypatch.setattr(TrainStep, "run", step_beside_another_life)
     assert call_main(*train_arguments(folder, world)) == 2
     line = one_error_line(capfd.readouterr().err)
-    assert "life 2 of this run has begun, so life 1 may not save" in line and str(folder) in line
+    assert "life 2 of this run has begun, so life 1 ends here and may write nothing more" in line
+    assert str(folder) in line
     assert checkpoint_names(folder) == ["step-00000004"]
+
+
+def test_what_an_older_life_saves_while_a_newer_one_gets_ready_is_not_lost(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may save until the newer one has its number, which it gets after it chose where to begin."""
+    folder, other = tmp_path / "run", tmp_path / "other"
+    for path, steps in ((folder, 4), (other, 8)):
+        assert call_main(*train_arguments(path, world, steps, checkpoint__keep=1)) == 0
+    begin_life = run_module.begin_life
+
+    def begin_after_another_save(*arguments: Any) -> Any:
+        shutil.copytree(newest_checkpoint(other), folder / "checkpoints" / newest_checkpoint(other).name)
+        return begin_life(*arguments)
+
+    monkeypatch.setattr(run_module, "begin_life", begin_after_another_save)
+    assert call_main(*train_arguments(folder, world, 9, checkpoint__keep=1)) == 0
+    record = read_lives(RunFolder(folder))[-1]
+    assert (record.life, record.start_step, record.last_step, record.reason) == (2, 8, 9, "finished")
+    assert "step-00000008" in [line for line in (folder / "log.txt").read_text().splitlines() if "resumed" in line][-1]
 
 
 @pytest.mark.parametrize("keep", [1, 3])

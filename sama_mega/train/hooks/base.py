@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sama_mega.config.schema import Recipe
 from sama_mega.train.report import StepReport
 from sama_mega.train.run_folder import RunFolder
 
-EndReason = Literal["finished", "interrupted", "failed"]
+EndReason = Literal["finished", "stopped", "interrupted", "superseded", "refused", "failed"]
+"""`stopped`: told to by a signal, everything saved. `superseded`: a newer life of the run has begun. `refused`: what
+the user gave (data, a disk) is at fault, and would be again. `failed`: all else; another start may fare better."""
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How a run ended.
+
+    Attributes:
+        reason: The kind of end.
+        message: Why, in one line; empty when it finished.
+    """
+
+    reason: EndReason
+    message: str = ""
 
 
 class Run(Protocol):
@@ -48,7 +64,10 @@ class Hook:
     def on_step_end(self, run: Run, report: StepReport) -> None:
         """Runs after every optimizer step, a skipped one too, before the next step's data is asked for."""
 
-    def on_run_end(self, run: Run, reason: EndReason) -> None:
+    def on_stop(self, run: Run) -> None:
+        """Runs once when the run was told to stop early, at a step boundary; what must not be lost is saved here."""
+
+    def on_run_end(self, run: Run, end: RunEnd) -> None:
         """Runs once, after the last step or after whatever ended the run early, also when it failed.
 
         Not after a kill: a hook must not rely on it for anything that has to survive one.

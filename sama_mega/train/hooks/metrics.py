@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from sama_mega.observe.metrics import MetricsFile
-from sama_mega.train.hooks.base import EndReason, Hook, Run
+from sama_mega.train.hooks.base import Hook, Run, RunEnd
 from sama_mega.train.report import StepReport
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class MetricsHook(Hook):
         if self._file is not None:
             self._file.append(report.as_row())
 
-    def on_run_end(self, run: Run, reason: EndReason) -> None:
+    def on_run_end(self, run: Run, end: RunEnd) -> None:
         """Closes the file."""
         if self._file is not None:
             self._file.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sama_mega.observe.progress import RunProgress, stderr_is_terminal
-from sama_mega.train.hooks.base import EndReason, Hook, Run
+from sama_mega.train.hooks.base import Hook, Run, RunEnd
 from sama_mega.train.report import StepReport
 
 
@@ -37,7 +37,7 @@ class ProgressHook(Hook):
         if self._progress is not None:
             self._progress.step(report.as_row())
 
-    def on_run_end(self, run: Run, reason: EndReason) -> None:
+    def on_run_end(self, run: Run, end: RunEnd) -> None:
         """Takes the bar away."""
         if self._progress is not None:
             self._progress.close()

@@ -15,12 +15,14 @@ from sama_mega.observe.tracker import (
     resolve_tracking_uri,
     without_password,
 )
-from sama_mega.train.hooks.base import EndReason, Hook, Run
+from sama_mega.train.hooks.base import EndReason, Hook, Run, RunEnd
 from sama_mega.train.report import StepReport
 
 _STATUS: dict[EndReason, TrackerStatus] = {
     "finished": "FINISHED",
+    "stopped": "KILLED",
     "interrupted": "KILLED",
+    "refused": "FAILED",
     "failed": "FAILED",
 }
 _PICTURE_SUFFIXES = (".png", ".mp4")
@@ -46,10 +48,10 @@ class TrackerHook(Hook):
         if self._tracker is not None:
             self._tracker.log_metrics(report.step, tracked_metrics(report))
 
-    def on_run_end(self, run: Run, reason: EndReason) -> None:
-        """Sends the rest, the pictures and the status."""
-        if self._tracker is not None:
-            self._tracker.close(_STATUS[reason], _pictures(run.folder.samples))
+    def on_run_end(self, run: Run, end: RunEnd) -> None:
+        """Sends the rest, the pictures and the status; a superseded life leaves all that to the newer one."""
+        if self._tracker is not None and end.reason != "superseded":
+            self._tracker.close(_STATUS[end.reason], _pictures(run.folder.samples))
 
 
 def tracked_metrics(report: StepReport) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.train import agreement
 from sama_mega.train.agreement import agreeing_batches, require_same_everywhere
+from sama_mega.train.stop import RunStopped, StopRequest
 from tests.support.tiny_recipe import tiny_recipe
 
 PATIENCE_SECONDS = 5.0
@@ -115,7 +117,7 @@ def failing_after(steps: list[StepSamples], error: Exception | None) -> Iterator
 def read_on_both(world: World, steps: list[list[StepSamples]], errors: dict[int, Exception] | None = None) -> list[Any]:
     """Both ranks' batches as they come out, or what ended them."""
     sources = [failing_after(steps[rank], (errors or {}).get(rank)) for rank in (0, 1)]
-    return world.run(lambda rank, context: list(agreeing_batches(sources[rank], context)))
+    return world.run(lambda rank, context: list(agreeing_batches(sources[rank], context, StopRequest())))
 
 
 def one_reason(results: list[Any], kind: type[Exception]) -> str:
@@ -159,6 +161,42 @@ def test_data_ranks_hold_samples_of_their_own(monkeypatch: pytest.MonkeyPatch) -
     assert read_on_both(World(False, monkeypatch), steps) == steps
 
 
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_request_that_one_rank_hears_stops_both_before_the_same_step(
+    told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal reaches the ranks at different moments, or one of them alone."""
+    stops, taken = [StopRequest(), StopRequest()], [0, 0]
+
+    def read_until_stopped(rank: int, context: Any) -> None:
+        for _ in agreeing_batches(iter([step_of((rank, 0, 0))] * 5), context, stops[rank]):
+            taken[rank] += 1
+            if rank == told and taken[rank] == 2:
+                stops[rank].request(signal.SIGUSR1)
+
+    results = World(False, monkeypatch).run(read_until_stopped)
+    assert one_reason(results, RunStopped) == "told to stop by SIGUSR1"
+    assert taken == [2, 2]
+
+
+def test_a_request_before_the_first_step_takes_none() -> None:
+    context: Any = SimpleNamespace(world_size=1, layout=SimpleNamespace(interleave=1))
+    stop = StopRequest()
+    stop.request(signal.SIGTERM)
+    with pytest.raises(RunStopped, match="SIGTERM"):
+        next(agreeing_batches(iter([step_of((0, 0, 0))]), context, stop))
+
+
+def test_a_failure_explains_more_than_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    stops = [StopRequest(), StopRequest()]
+    stops[1].request(signal.SIGUSR1)
+    sources = [failing_after([], DataError("all bad")), iter([step_of((1, 0, 0))])]
+    results = World(False, monkeypatch).run(
+        lambda rank, context: list(agreeing_batches(sources[rank], context, stops[rank]))
+    )
+    assert one_reason(results, DataError) == "all bad"
+
+
 @pytest.mark.parametrize("share_samples", [True, False])
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_rank_that_cannot_read_stops_the_other(
@@ -177,15 +215,15 @@ def test_one_rank_alone_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement, "gather_objects", lambda *_: pytest.fail("nobody to ask"))
     context: Any = SimpleNamespace(world_size=1, layout=SimpleNamespace(interleave=1))
     batches = [step_of((0, 1, 0)), step_of((0, 2, 0))]
-    assert list(agreeing_batches(iter(batches), context)) == batches
+    assert list(agreeing_batches(iter(batches), context, StopRequest())) == batches
     with pytest.raises(DataError, match="all bad"):
-        list(agreeing_batches(failing_after(batches, DataError("all bad")), context))
+        list(agreeing_batches(failing_after(batches, DataError("all bad")), context, StopRequest()))
 
 
 def test_other_errors_are_not_taken_for_bad_data() -> None:
     context: Any = SimpleNamespace(world_size=1, layout=SimpleNamespace(interleave=1))
     with pytest.raises(ZeroDivisionError):
-        list(agreeing_batches(failing_after([], ZeroDivisionError()), context))
+        list(agreeing_batches(failing_after([], ZeroDivisionError()), context, StopRequest()))
 
 
 def test_a_batch_is_read_only_when_it_is_asked_for() -> None:
@@ -198,7 +236,7 @@ def test_a_batch_is_read_only_when_it_is_asked_for() -> None:
             yield step_of((0, step, 0), step=step)
 
     context: Any = SimpleNamespace(world_size=1, layout=SimpleNamespace(interleave=1))
-    assert next(agreeing_batches(batches(), context)).step == 0
+    assert next(agreeing_batches(batches(), context, StopRequest())).step == 0
     assert read == [0]
 
 

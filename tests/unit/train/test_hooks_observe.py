@@ -14,7 +14,7 @@ import pytest
 from sama_mega.config.schema import ModelRecipe, Recipe, TrackRecipe, TrainRecipe
 from sama_mega.observe.progress import PROGRESS_LOGGER
 from sama_mega.train.hooks import tracker as tracker_module
-from sama_mega.train.hooks.base import Hook
+from sama_mega.train.hooks.base import Hook, RunEnd
 from sama_mega.train.hooks.metrics import MetricsHook
 from sama_mega.train.hooks.progress import ProgressHook
 from sama_mega.train.hooks.tracker import TrackerHook, tracked_metrics
@@ -65,7 +65,7 @@ def _drive(hook: Hook, run: _Run, steps: range) -> None:
     hook.on_run_start(run)
     for step in steps:
         hook.on_step_end(run, _report(step))
-    hook.on_run_end(run, "finished")
+    hook.on_run_end(run, RunEnd("finished"))
 
 
 def _rows(run: _Run) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ def _tracked(run: _Run, monkeypatch: pytest.MonkeyPatch, reason: str = "finished
     hook = TrackerHook()
     hook.on_run_start(run)
     hook.on_step_end(run, _report(1))
-    hook.on_run_end(run, reason)  # type: ignore[arg-type]
+    hook.on_run_end(run, RunEnd(reason))  # type: ignore[arg-type]
     return made[0]
 
 

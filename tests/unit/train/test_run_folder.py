@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sama_mega.checkpoint.saved_state import STATE_FILE
-from sama_mega.config.errors import CheckpointError, UserError
-from sama_mega.train.run import _claim_run_folder
+from sama_mega.config.errors import UserError
 from sama_mega.train.run_folder import RunFolder, RunFolderError
-from tests.support.tiny_recipe import tiny_recipe
 
 
 def test_create_makes_the_layout_and_leaves_no_probe(tmp_path: Path) -> None:
@@ -93,19 +90,3 @@ def test_environment_is_json(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path)
     folder.write_environment({"git": None, "versions": {"torch": "2"}})
     assert json.loads(folder.environment_path.read_text()) == {"git": None, "versions": {"torch": "2"}}
-
-
-@pytest.mark.parametrize("saved_meanwhile", [False, True])
-def test_a_life_does_not_start_from_what_is_no_longer_the_newest(tmp_path: Path, saved_meanwhile: bool) -> None:
-    """An older life may save until the newer one has its number, which it gets after it chose where to start."""
-    folder = RunFolder.create(tmp_path / "run")
-    for step in (100, 200) if saved_meanwhile else (100,):
-        (folder.checkpoints / f"step-{step:08d}").mkdir(parents=True)
-        (folder.checkpoints / f"step-{step:08d}" / STATE_FILE).touch()
-    recipe = tiny_recipe(0, folder.root, Path("unused.jsonl"))
-    start = folder.checkpoints / "step-00000100"
-    if not saved_meanwhile:
-        assert _claim_run_folder(recipe, start) == 1
-        return
-    with pytest.raises(CheckpointError, match="step-00000200 was saved by an earlier life"):
-        _claim_run_folder(recipe, start)

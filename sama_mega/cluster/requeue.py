@@ -1,0 +1,82 @@
+"""Whether a job whose ranks have ended starts again: read from what the run says of its lives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sama_mega.train.lives import LifeRecord
+
+Decision = Literal["done", "requeue", "stop"]
+MAX_LIVES_WITHOUT_PROGRESS = 3
+"""How many lives of one job in a row may end with nothing new saved."""
+
+REQUEUE_SIGNAL = "SIGUSR1"
+"""What a time limit or a preemption sends before it ends the job; anything else that stops a run is meant to."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a job.
+
+    Attributes:
+        decision: `done`, `requeue` (Slurm starts it again) or `stop` (a person must look).
+        message: Why, in one line for the log.
+    """
+
+    decision: Decision
+    message: str
+
+
+def judge(
+    lives: Sequence[LifeRecord],
+    newest_step: int,
+    job: str,
+    restarts: int,
+    status: int,
+    max_without_progress: int = MAX_LIVES_WITHOUT_PROGRESS,
+) -> Verdict:
+    """Decides from a run's lives.
+
+    Args:
+        lives: All of the run's, oldest first; the last one of this start of the job has an end.
+        newest_step: Step of the newest complete checkpoint, 0 for none.
+        job: Slurm's job id.
+        restarts: How often Slurm had started it again when this start began.
+        status: Exit status of the job step.
+        max_without_progress: See `MAX_LIVES_WITHOUT_PROGRESS`.
+    """
+    ours = [life for life in lives if life.job == job]
+    if not ours or ours[-1].restarts != restarts:
+        return Verdict("stop", f"the run did not begin (status {status}): the reason is above; it is not started again")
+    life = ours[-1]
+    told = (
+        f"life {life.life} ended at step {life.last_step}: {life.reason}{f', {life.message}' if life.message else ''}"
+    )
+    if life.reason == "finished":
+        return Verdict("done", told)
+    if life.reason in ("refused", "superseded", "interrupted"):
+        return Verdict("stop", f"{told}; it is not started again, since it would end the same way")
+    if life.reason == "stopped" and REQUEUE_SIGNAL not in life.message:
+        return Verdict("stop", f"{told}; it is not started again, since somebody ended it: submit it again to go on")
+    without = lives_without_progress(ours, newest_step)
+    if without >= max_without_progress:
+        return Verdict(
+            "stop",
+            f"{told}; {without} lives in a row saved nothing beyond step {newest_step} (at most"
+            f" {max_without_progress}, SAMA_MEGA_MAX_LIVES_WITHOUT_PROGRESS): it is not started again; look at the"
+            " messages above, or save more often (checkpoint.every), and submit it again",
+        )
+    return Verdict("requeue", f"{told}; it goes on from step {newest_step}")
+
+
+def lives_without_progress(lives: Sequence[LifeRecord], newest_step: int) -> int:
+    """How many of the last lives, counted back from the newest, ended with nothing saved that was not there before."""
+    count = 0
+    for life in reversed(lives):
+        # Nothing newer than what it began from was there in the end: for an earlier life, what the next began from.
+        if life.start_step < newest_step:
+            break
+        count += 1
+    return count

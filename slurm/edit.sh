@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=sama-edit
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#SBATCH --time=01:00:00
+#SBATCH --output=%x-%j.log
+#
+# Edits a clip; the arguments are those of `sama-mega edit`:
+#   sbatch --gpus=1 slurm/edit.sh runs/demo_stage1 clip.mp4 "Remove the red circle." --out edited.mp4
+set -euo pipefail
+
+exec srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+  bash "${SAMA_MEGA_SLURM:-$SLURM_SUBMIT_DIR/slurm}/entrypoint.sh" edit "$@"

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# The body of a training job:   job.sh train RECIPE [a.b=value ...]
+# Starts one rank per GPU (on a CPU cluster, one per task that was asked for), passes signals on to them, and when they
+# have ended asks `sama-mega job-ended` whether Slurm is to start the job again. Every setting: slurm/README.md.
+set -uo pipefail
+
+say() { printf 'job %s: %s\n' "$SLURM_JOB_ID" "$*" >&2; }
+
+LC_ALL=C printf -v SAMA_MEGA_JOB_STARTED_AT_SECONDS %s "$EPOCHREALTIME"
+export SAMA_MEGA_JOB_STARTED_AT_SECONDS
+folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+# USR1 (#SBATCH --signal=B:USR1@SECONDS: the time limit is near; a preemption may send it too): the ranks save at their
+# next step and the job starts again. It is sent again until the ranks have ended: one that is not listening yet would
+# miss it, and one that has heard it does not mind. TERM comes with scancel, to the ranks as well.
+must_stop='' cancelled='' ranks='' passing_on=''
+trap 'must_stop=1; pass_on' USR1
+trap 'cancelled=1' TERM
+pass_on() {
+  [[ -n $must_stop && -n $ranks && -z $passing_on ]] || return 0
+  say "told to stop: the ranks save at their next step"
+  while kill -0 "$ranks" 2>/dev/null; do
+    scancel --signal=USR1 "$SLURM_JOB_ID.0" 2>/dev/null
+    sleep 5
+  done &
+  passing_on=$!
+}
+
+# --- what the ranks get ----------------------------------------------------------------------------------------------
+if [[ -n ${SAMA_MEGA_MODULES:-} ]]; then
+  # shellcheck disable=SC1091  # of the cluster
+  declare -F module >/dev/null || source /etc/profile.d/modules.sh || source /etc/profile.d/lmod.sh
+  # shellcheck disable=SC2086  # several words
+  module load $SAMA_MEGA_MODULES || { say "error: SAMA_MEGA_MODULES ($SAMA_MEGA_MODULES) cannot be loaded"; exit 2; }
+fi
+tasks_per_node=${SAMA_MEGA_TASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}}
+cpus_per_task=$((SLURM_CPUS_ON_NODE / tasks_per_node))
+if ((cpus_per_task == 0)); then
+  say "error: $tasks_per_node ranks a node have $SLURM_CPUS_ON_NODE CPUs: add --exclusive, or --cpus-per-gpu=8"
+  exit 2
+fi
+container=()
+if [[ -n ${SAMA_MEGA_CONTAINER_IMAGE:-} ]]; then
+  container=("--container-image=$SAMA_MEGA_CONTAINER_IMAGE" "--container-workdir=$PWD"
+    "--container-mounts=${SAMA_MEGA_CONTAINER_MOUNTS:-$PWD:$PWD}")
+fi
+
+# --- the ranks -------------------------------------------------------------------------------------------------------
+srun --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * tasks_per_node))" \
+  --ntasks-per-node="$tasks_per_node" --cpus-per-task="$cpus_per_task" ${container[@]+"${container[@]}"} \
+  bash "$folder/entrypoint.sh" "$@" &
+ranks=$!
+pass_on
+# A trapped signal ends a wait early; the last one, after the end, has the status.
+while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done
+wait "$ranks"
+status=$?
+[[ -z $passing_on ]] || kill "$passing_on" 2>/dev/null
+
+# --- and then --------------------------------------------------------------------------------------------------------
+if [[ -n $cancelled ]]; then
+  say "cancelled"
+  exit 143
+fi
+ask=(bash "$folder/entrypoint.sh" job-ended --status "$status" "${@:2}")
+if [[ -n ${SAMA_MEGA_CONTAINER_IMAGE:-} ]]; then
+  ask=(srun --overlap --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "${container[@]}" "${ask[@]}")
+fi
+case $("${ask[@]}") in
+  done) exit 0 ;;
+  requeue)
+    if scontrol requeue "$SLURM_JOB_ID"; then
+      sleep 60 # Slurm ends this script
+    fi
+    say "error: Slurm does not start the job again (see scontrol's message): submit it again to go on"
+    exit 1
+    ;;
+  *) exit $((status ? status : 1)) ;;
+esac
