@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from sama_mega.config import load_recipe
+from sama_mega.parallel.launch import lost_touch
 from sama_mega.parallel.rank_environment import read_rank_environment
 from sama_mega.train.startup import StartupClock
 from sama_mega.train.stop import StopRequest
@@ -22,7 +25,7 @@ def run(recipe: str, overrides: Sequence[str] | None = None, as_json: bool = Fal
         as_json: Whether rank 0's last line is one JSON object.
 
     Returns:
-        Exit status 0.
+        Exit status: 0, or 1 when another rank ended and left this one alone.
     """
     clock = StartupClock(os.environ)
     # Before the imports below: a signal that comes during them counts too.
@@ -31,7 +34,15 @@ def run(recipe: str, overrides: Sequence[str] | None = None, as_json: bool = Fal
         # Imported after the recipe is known to be good: torch takes seconds, a typo should not.
         from sama_mega.train.run import Start, train
 
-        summary = train(loaded, Start(stop, clock))
+        try:
+            summary = train(loaded, Start(stop, clock))
+        except RuntimeError as error:
+            if not lost_touch(str(error)):
+                raise
+            # Hundreds of ranks would each print a page about a rank whose own words are what counts.
+            rank, reason = read_rank_environment(os.environ).rank, str(error).strip().splitlines()[-1]
+            print(f"rank {rank} on {socket.gethostname()}: another rank has ended ({reason})", file=sys.stderr)
+            return 1
     if as_json and read_rank_environment(os.environ).rank == 0:
         print(json.dumps(asdict(summary)))
     return 0

@@ -78,7 +78,14 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Detaches and closes the handlers."""
+        """Detaches and closes the handlers; the files, not the terminal, get the stack of an error that passes."""
+        if error is not None:
+            ended = logging.LogRecord(
+                __name__, logging.ERROR, __file__, 0, "ended by %s", (type(error).__name__,), (kind, error, trace)
+            )
+            for handler in self._handlers:
+                if isinstance(handler, _LogFile):
+                    handler.handle(ended)
         for handler in self._handlers:
             for package in _PACKAGES:
                 logging.getLogger(package).removeHandler(handler)

@@ -157,7 +157,12 @@ def _first_failed(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _has_own_failure(text: str) -> bool:
-    return "Traceback (most recent call last)" in text and not any(sign in text for sign in _LOST_TOUCH)
+    return "Traceback (most recent call last)" in text and not lost_touch(text)
+
+
+def lost_touch(text: str) -> bool:
+    """Whether an error only tells that another rank has ended: the reason is with that one."""
+    return any(sign in text for sign in _LOST_TOUCH)
 
 
 def _shell_status(returncode: int) -> int:
