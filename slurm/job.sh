@@ -70,11 +70,12 @@ fi
 case $("${ask[@]}") in
   done) exit 0 ;;
   requeue)
-    if scontrol requeue "$SLURM_JOB_ID"; then
-      sleep 60 # Slurm ends this script
+    if ! scontrol requeue "$SLURM_JOB_ID"; then
+      say "error: Slurm does not start the job again, as scontrol says above: submit it again to go on"
+      exit 1
     fi
-    say "error: Slurm does not start the job again (see scontrol's message): submit it again to go on"
-    exit 1
+    sleep 60 # Slurm ends this script before
+    exit 0
     ;;
   *) exit $((status ? status : 1)) ;;
 esac

@@ -81,7 +81,13 @@ class RunLog:
         """Detaches and closes the handlers; the files, not the terminal, get the stack of an error that passes."""
         if error is not None:
             ended = logging.LogRecord(
-                __name__, logging.ERROR, __file__, 0, "ended by %s", (type(error).__name__,), (type(error), error, trace)
+                __name__,
+                logging.ERROR,
+                __file__,
+                0,
+                "ended by %s",
+                (type(error).__name__,),
+                (type(error), error, trace),
             )
             for handler in self._handlers:
                 if isinstance(handler, _LogFile):

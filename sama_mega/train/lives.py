@@ -14,7 +14,7 @@ from typing import Any
 from sama_mega.config.errors import UserError
 from sama_mega.train.run_folder import RunFolder, RunFolderError
 
-HEARTBEAT_SECONDS = 30.0
+HEARTBEAT_SECONDS = 10.0
 """How often a running life's file is brought up to date, at most."""
 
 _log = logging.getLogger(__name__)

@@ -148,7 +148,10 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
         life.goes_on_from(state.step)
     with _open_log(folder, life.number, context, setup):
         run = Run(recipe, folder, context.is_first_rank, state.step, recipe.train.steps)
-        _announce([*lines, _headline(run, dataset, loader, context, state)], context)
+        _announce(
+            [f"life {life.number} on {', '.join(life.nodes)}", *lines, _headline(run, dataset, loader, context, state)],
+            context,
+        )
         batcher, pace = Batcher(recipe, encoders, context.device), Pace(context.device)
         train_step = TrainStep(recipe, context, state, batcher, pace)
         checkpoints = CheckpointHook(state, context, life.number)

@@ -65,10 +65,11 @@ def restore(recipe: Recipe, start: Path | None, state: TrainState) -> None:
 
 @dataclass(frozen=True)
 class ThisLife:
-    """This life of the run, as one rank knows it: its number, and on the first rank its file."""
+    """This life of the run, as one rank knows it: its number, and on the first rank its file and the ranks' hosts."""
 
     number: int
     file: LifeFile | None
+    nodes: tuple[str, ...] = ()
 
     def require_newest(self) -> None:
         """Raises SupersededError on the first rank once a newer life has begun; the others hear of it from there."""
@@ -101,15 +102,16 @@ def begin_life(recipe: Recipe, start_step: int, context: ParallelContext) -> Thi
         RunFolderError: On every rank, when the disk refuses.
     """
     hosts = gather_objects_on_first(socket.gethostname(), context.host_world_group) or []
+    nodes = tuple(dict.fromkeys(hosts))
     claimed: list[LifeFile] = []
 
     def claim() -> int:
-        details = {"nodes": list(dict.fromkeys(hosts)), "num_ranks": context.world_size, **_job(os.environ)}
+        details = {"nodes": nodes, "num_ranks": context.world_size, **_job(os.environ)}
         claimed.append(_claim_run_folder(recipe, start_step, details))
         return claimed[0].number
 
     number = from_first_rank(context, claim)
-    return ThisLife(number, claimed[0] if claimed else None)
+    return ThisLife(number, claimed[0] if claimed else None, nodes)
 
 
 def _job(environ: Mapping[str, str]) -> dict[str, Any]:
