@@ -29,6 +29,7 @@ class RunLog:
         life: int | None = None,
         draws_bar: bool = False,
         earlier: Sequence[logging.LogRecord] = (),
+        plain_errors: tuple[type[Exception], ...] = (),
     ) -> None:
         """Chooses the targets.
 
@@ -39,12 +40,14 @@ class RunLog:
             life: Number of this life, on every line of `log_path`.
             draws_bar: A progress bar is on the terminal, so lines of progress stay out of it.
             earlier: Records of `SetupLog`, written first.
+            plain_errors: Errors whose message says it all: of others that pass, the files get the stack as well.
         """
         self._log_path = log_path
         self._rank_log_path = rank_log_path
         self._life = life
         self._draws_bar = draws_bar
         self._earlier = earlier
+        self._plain_errors = plain_errors
         self._handlers: list[logging.Handler] = []
 
     def __enter__(self) -> RunLog:
@@ -78,17 +81,10 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Detaches and closes the handlers; the files, not the terminal, get the stack of an error that passes."""
+        """Detaches and closes the handlers; the files, not the terminal, get an error that passes."""
         if error is not None:
-            ended = logging.LogRecord(
-                __name__,
-                logging.ERROR,
-                __file__,
-                0,
-                "ended by %s",
-                (type(error).__name__,),
-                (type(error), error, trace),
-            )
+            stack = None if isinstance(error, self._plain_errors) else (type(error), error, trace)
+            ended = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "ended: %s", (error,), stack)
             for handler in self._handlers:
                 if isinstance(handler, _LogFile):
                     handler.handle(ended)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sama_data.dataset import Dataset
+from sama_data.errors import DataError
 from sama_data.loader import LoaderSettings, Quarantine, SampleLoader, StepSamples
 from sama_data.manifest import load_blend, load_manifest
 from sama_mega.checkpoint.folder import complete_checkpoints
-from sama_mega.config.errors import ConfigError
+from sama_mega.config.errors import ConfigError, UserError
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import build_encoders
 from sama_mega.observe.log import RunLog, SetupLog
@@ -178,7 +179,14 @@ def _open_log(folder: RunFolder, life: int, context: ParallelContext, setup: Set
     """The run's log on the first rank, and every rank's own."""
     log_path, earlier = (folder.log_path, setup.records) if context.is_first_rank else (None, [])
     rank_log_path = folder.rank_log_path(life, context.rank)
-    return RunLog(log_path, rank_log_path=rank_log_path, life=life, draws_bar=stderr_is_terminal(), earlier=earlier)
+    return RunLog(
+        log_path,
+        rank_log_path=rank_log_path,
+        life=life,
+        draws_bar=stderr_is_terminal(),
+        earlier=earlier,
+        plain_errors=(UserError, DataError),
+    )
 
 
 def _require_samples_for_every_rank(recipe: Recipe, loader: SampleLoader, context: ParallelContext) -> None:
