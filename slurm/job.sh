@@ -27,6 +27,22 @@ pass_on() {
   passing_on=$!
 }
 
+# --- a node that is gone ---------------------------------------------------------------------------------------------
+# srun waits for ever for the tasks of a node that lost power and came back before Slurm missed it. When those of this
+# node, the first, have been gone for so long, the run has ended whatever srun waits for.
+lost_node_seconds=${SAMA_MEGA_LOST_NODE_SECONDS:-120}
+give_up_when_alone() {
+  local seen='' gone_seconds=0 poll_seconds=5
+  while sleep "$poll_seconds" && kill -0 "$ranks" 2>/dev/null; do
+    if scontrol listpids "$SLURM_JOB_ID.0" 2>/dev/null | grep -q '^[0-9]'; then
+      seen=1 gone_seconds=0
+    elif [[ -n $seen ]] && (((gone_seconds += poll_seconds) >= lost_node_seconds)); then
+      say "this node's ranks ended $gone_seconds s ago and Slurm still waits for another node's: given up (SAMA_MEGA_LOST_NODE_SECONDS)"
+      kill -KILL "$ranks"
+    fi
+  done
+}
+
 # --- what the ranks get ----------------------------------------------------------------------------------------------
 if [[ -n ${SAMA_MEGA_MODULES:-} ]]; then
   # shellcheck disable=SC1091  # of the cluster
@@ -52,11 +68,13 @@ srun --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_
   bash "$folder/entrypoint.sh" "$@" &
 ranks=$!
 pass_on
+give_up_when_alone &
+watching=$!
 # A trapped signal ends a wait early; the last one, after the end, has the status.
-while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done
+{ while kill -0 "$ranks"; do wait "$ranks"; done; } 2>/dev/null
 wait "$ranks"
 status=$?
-[[ -z $passing_on ]] || kill "$passing_on" 2>/dev/null
+kill "$watching" ${passing_on:+"$passing_on"} 2>/dev/null
 
 # --- and then --------------------------------------------------------------------------------------------------------
 if [[ -n $cancelled ]]; then
