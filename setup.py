@@ -6,7 +6,7 @@ Three import packages come from three folders, and `recipes/` and `slurm/` trave
 
 from setuptools import find_packages, setup
 
-BUNDLED = {"recipes": "*.yaml", "slurm": "*.sh"}
+BUNDLED = {"recipes": ["*.yaml"], "slurm": ["*.sh", "*.yaml"]}
 
 setup(
     packages=[
@@ -21,5 +21,5 @@ setup(
         "sama_data": "data/sama_data",
         **{f"sama_mega._bundled.{folder}": folder for folder in BUNDLED},
     },
-    package_data={f"sama_mega._bundled.{folder}": [pattern] for folder, pattern in BUNDLED.items()},
+    package_data={f"sama_mega._bundled.{folder}": patterns for folder, patterns in BUNDLED.items()},
 )

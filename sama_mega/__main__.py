@@ -206,6 +206,65 @@ def evaluate(
     )
 
 
+@app.command()
+def submit(
+    recipe: RecipeArgument,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="A.B=VALUE", help="Replace values in every stage; 0:A.B=VALUE in stage 0 alone."),
+    ] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(help="0, 1 or 0,1: stage 1 from the recipe named alike, after stage 0 (default: the recipe's)."),
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of each job.")] = 1,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The cluster's settings, like slurm/cluster.yaml ($SAMA_MEGA_CLUSTER)."),
+    ] = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(min=0, help="GPUs of a node, a rank on each; 0 for CPU nodes (default: 8, for a CPU recipe 0)."),
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="HH:MM:SS", help="Time limit; the job goes on in another one.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm's partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm's account.")] = None,
+    container_image: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="Run inside this image (pyxis and enroot).")
+    ] = None,
+    sweeps: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", metavar="A.B=V1,V2", help="A job for each value; repeat for the product."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the scripts; write and submit nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a recipe for a number of nodes and submit it to Slurm, with a copy of the code."""
+    from sama_mega.commands import submit as command
+
+    raise typer.Exit(
+        command.run(
+            recipe,
+            overrides or [],
+            stages=stages,
+            num_nodes=nodes,
+            cluster=cluster,
+            options={
+                "gpus_per_node": gpus_per_node,
+                "time": time,
+                "partition": partition,
+                "account": account,
+                "container_image": container_image,
+            },
+            sweeps=sweeps or [],
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+    )
+
+
 @data_app.command("synth")
 def data_synth(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where clips and manifests go.")],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from sama_data.manifest import load_manifest
 from sama_kernels.dispatch import require_built
 from sama_mega.config import Recipe, load_recipe
 from sama_mega.config.errors import ConfigError
-from sama_mega.config.schema import FRAMES_PER_LATENT, LATENT_STRIDE
+from sama_mega.config.schema import FRAMES_PER_LATENT, LATENT_STRIDE, DataRecipe
 from sama_mega.parallel.layout import (
     Layout,
     fewest_ranks,
@@ -35,6 +35,36 @@ class BucketTokens:
     image_sequence: int
     video_tokens: int
     video_sequence: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something allowed that is probably not meant.
+
+    Attributes:
+        key: The recipe's key to look at.
+        text: One line for the user.
+        stops_training: Whether `train` would refuse to start over it.
+    """
+
+    key: str
+    text: str
+    stops_training: bool = False
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is known of a recipe on a number of ranks.
+
+    Attributes:
+        layout: Its layout.
+        samples: Images and videos in the manifests that exist.
+        findings: What is allowed but probably not meant.
+    """
+
+    layout: Layout
+    samples: dict[str, int]
+    findings: list[Finding]
 
 
 def run(
@@ -61,24 +91,72 @@ def run(
         DataError: A manifest exists but cannot be used.
     """
     loaded = load_recipe(recipe, overrides)
-    layout = resolve_layout(loaded, num_ranks or fewest_ranks(loaded))
-    _require_built_kernels(loaded)
+    found = examine(loaded, num_ranks or fewest_ranks(loaded), gpus_per_node)
     buckets = [bucket_tokens(loaded, width, height) for width, height in loaded.data.buckets]
-    samples, warnings = count_samples(loaded)
-    warnings += other_warnings(loaded, layout) + node_warnings(loaded, layout, gpus_per_node)
-    _print_report(str(recipe), loaded, layout, buckets, samples)
+    warnings = [finding.text for finding in found.findings]
+    _print_report(str(recipe), loaded, found.layout, buckets, found.samples)
     for warning in warnings:
         print(f"warning    {warning}")
     if as_json:
         report = {
             "ok": True,
-            "layout": asdict(layout),
+            "layout": asdict(found.layout),
             "buckets": [asdict(bucket) for bucket in buckets],
-            "samples": samples,
+            "samples": found.samples,
             "warnings": warnings,
         }
         print(json.dumps(report))
     return 0
+
+
+def count_samples(data: DataRecipe) -> tuple[dict[str, int], list[Finding]]:
+    """Count images and videos in the manifests; a missing manifest is a finding.
+
+    Raises:
+        DataError: A manifest exists but cannot be used.
+    """
+    paths = [data.manifest] if data.manifest else [entry.manifest for entry in data.blend]
+    samples = {"image": 0, "video": 0}
+    missing = [path for path in paths if not path.exists()]
+    findings = [_stop("data.manifest", f"{path}: no such manifest") for path in missing]
+    for path in paths:
+        if path not in missing:
+            dataset = load_manifest(path)
+            samples["image"] += len(dataset.indices_of("image"))
+            samples["video"] += len(dataset.indices_of("video"))
+    if not paths:
+        findings.append(_stop("data.manifest", "data.manifest and data.blend name no manifest"))
+    elif not missing:
+        for kind, wanted in (("image", data.images_per_step), ("video", data.videos_per_step)):
+            if wanted and not samples[kind]:
+                key = f"data.{kind}s_per_step"
+                findings.append(Finding(key, f"no {kind} samples: {key} ({wanted}) has no effect"))
+    return samples, findings
+
+
+def examine(
+    recipe: Recipe,
+    num_ranks: int,
+    gpus_per_node: int,
+    count: Callable[[DataRecipe], tuple[dict[str, int], list[Finding]]] = count_samples,
+) -> Examination:
+    """Check a recipe for a number of ranks.
+
+    Args:
+        recipe: The recipe.
+        num_ranks: Ranks that will run it.
+        gpus_per_node: Ranks on each node, numbered node by node.
+        count: Reads the manifests; a cached `count_samples` where many recipes share them.
+
+    Raises:
+        ConfigError: The layout breaks a rule, or a kernel is not built.
+        DataError: A manifest exists but cannot be used.
+    """
+    layout = resolve_layout(recipe, num_ranks)
+    _require_built_kernels(recipe)
+    samples, findings = count(recipe.data)
+    findings = [*findings, *_other_findings(recipe, layout), *_node_findings(recipe, layout, gpus_per_node)]
+    return Examination(layout, samples, findings)
 
 
 def bucket_tokens(recipe: Recipe, width: int, height: int) -> BucketTokens:
@@ -97,77 +175,53 @@ def bucket_tokens(recipe: Recipe, width: int, height: int) -> BucketTokens:
     )
 
 
-def count_samples(recipe: Recipe) -> tuple[dict[str, int], list[str]]:
-    """Count images and videos in the recipe's manifests; a missing manifest is a warning.
-
-    Raises:
-        DataError: A manifest exists but cannot be used.
-    """
-    data = recipe.data
-    paths = [data.manifest] if data.manifest else [entry.manifest for entry in data.blend]
-    samples = {"image": 0, "video": 0}
-    missing = [path for path in paths if not path.exists()]
-    warnings = [f"{path}: no such manifest; train will stop here" for path in missing]
-    for path in paths:
-        if path not in missing:
-            dataset = load_manifest(path)
-            samples["image"] += len(dataset.indices_of("image"))
-            samples["video"] += len(dataset.indices_of("video"))
-    if not paths:
-        warnings.append("data.manifest and data.blend name no manifest; train will stop here")
-    elif not missing:
-        for kind, wanted in (("image", data.images_per_step), ("video", data.videos_per_step)):
-            if wanted and not samples[kind]:
-                warnings.append(f"no {kind} samples: data.{kind}s_per_step ({wanted}) has no effect")
-    return samples, warnings
+def _stop(key: str, text: str) -> Finding:
+    return Finding(key, f"{text}; train will stop here", stops_training=True)
 
 
-def other_warnings(recipe: Recipe, layout: Layout) -> list[str]:
-    """What is allowed but probably not meant."""
-    warnings = []
+def _other_findings(recipe: Recipe, layout: Layout) -> list[Finding]:
+    findings = []
     start, per_step = recipe.checkpoint.init_from, recipe.data.images_per_step + recipe.data.videos_per_step
     if start is not None and not start.exists():
-        warnings.append(f"checkpoint.init_from ({start}): no such checkpoint; train will stop here")
+        findings.append(_stop("checkpoint.init_from", f"checkpoint.init_from ({start}): no such checkpoint"))
     if start is None and recipe.train.stage == 1:
-        warnings.append("checkpoint.init_from is null: stage 1 starts from random weights")
+        text = "checkpoint.init_from is null: stage 1 starts from random weights"
+        findings.append(Finding("checkpoint.init_from", text))
     if per_step < samples_needed_per_rank(recipe.parallel) * layout.data:
-        warnings.append(f"{too_few_samples(recipe.parallel, per_step, layout.data)}; train will stop here")
+        findings.append(_stop("data.videos_per_step", too_few_samples(recipe.parallel, per_step, layout.data)))
     elif per_step < layout.data:
-        warnings.append(f"{per_step} samples a step leave {layout.data - per_step} of {layout.data} data ranks idle")
-    if recipe.optimizer.warmup_steps >= recipe.train.steps:
-        warnings.append(
-            f"optimizer.warmup_steps ({recipe.optimizer.warmup_steps}) never ends: train.steps is {recipe.train.steps}"
-        )
-    return warnings
+        text = f"{per_step} samples a step leave {layout.data - per_step} of {layout.data} data ranks idle"
+        findings.append(Finding("data.videos_per_step", text))
+    warmup, steps = recipe.optimizer.warmup_steps, recipe.train.steps
+    if warmup >= steps:
+        text = f"optimizer.warmup_steps ({warmup}) never ends: train.steps is {steps}"
+        findings.append(Finding("optimizer.warmup_steps", text))
+    return findings
 
 
-def node_warnings(recipe: Recipe, layout: Layout, gpus_per_node: int) -> list[str]:
-    """Groups that talk in every block and span nodes: the network is slower than the links inside a node.
-
-    Args:
-        recipe: The recipe.
-        layout: Its layout.
-        gpus_per_node: Ranks on each node, numbered node by node.
-    """
+def _node_findings(recipe: Recipe, layout: Layout, gpus_per_node: int) -> list[Finding]:
+    """Groups that talk in every block and span nodes: the network is slower than the links inside a node."""
     tensor, ulysses, node = layout.tensor, layout.ulysses, f"the GPUs of a node (--gpus-per-node {gpus_per_node})"
     # Ranks of a group are neighbours: tensor first, then context.
     if _spans_nodes(tensor, layout.world_size, gpus_per_node):
         fitting = ", ".join(map(str, _degrees_inside(recipe, gpus_per_node)))
-        return [
+        text = (
             f"parallel.tensor ({tensor}) must divide {node} or the sums of every matrix cross the network: "
             f"use {fitting}"
-        ]
+        )
+        return [Finding("parallel.tensor", text)]
     if ulysses > 1 and _spans_nodes(tensor * ulysses, layout.world_size, gpus_per_node):
         inside = max(
             degree
             for degree in range(1, ulysses)
             if ulysses % degree == 0 and not _spans_nodes(tensor * degree, layout.world_size, gpus_per_node)
         )
-        return [
+        text = (
             f"parallel.tensor x ulysses ({tensor} x {ulysses} = {tensor * ulysses}) should divide {node}: it works, "
             f"but every block's all-to-all crosses the network; parallel.ulysses={inside} keeps heads inside a node "
             "and gathers keys and values between nodes instead"
-        ]
+        )
+        return [Finding("parallel.ulysses", text)]
     return []
 
 

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import json
-import re
-import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from sama_mega.config import strict_yaml
 from sama_mega.config.errors import ConfigError
-from sama_mega.config.schema import BrokenRule, Recipe, Section
+from sama_mega.config.schema import Recipe
 from sama_mega.config.strict_yaml import Document
+from sama_mega.config.validate import known_keys, nearest_key, read_text, validate
 
-_LARGEST_RECIPE_BYTES = 1 << 20
-_PLAIN_RULES = {
-    "missing": "is missing",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-    "path_type": "must be text",
-    "string_too_short": "must not be empty",
-    "tuple_type": "must be a list",
-    "finite_number": "must be a finite number",
-    "model_type": "must be a section of keys",
-}
+_NOUN = "recipe"
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -44,12 +28,13 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         ConfigError: The file cannot be read, is not YAML, or breaks a rule.
     """
-    document = strict_yaml.parse_document(_read_text(Path(path)), str(path))
+    document = strict_yaml.parse_document(_read_recipe(Path(path)), str(path))
     for section, value in document.values.items():
         if value is None:  # `motion:` with every key commented out
             document.values[section] = {}
     overridden = _apply_overrides(document.values, overrides, str(path))
-    return _build(document, str(path), overridden)
+    places = {key: f"override '{override}'" for key, override in overridden.items()}
+    return validate(Recipe, document, str(path), _NOUN, places)
 
 
 def build_recipe(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -58,7 +43,7 @@ def build_recipe(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
     Raises:
         ConfigError: The values break a rule; the message calls them `source`.
     """
-    return _build(Document(dict(values)), source, {})
+    return validate(Recipe, Document(dict(values)), source, _NOUN)
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
@@ -81,26 +66,15 @@ def find_bundled(relative: str | Path) -> Path | None:
     return next((root / relative for root in roots if (root / relative).is_file()), None)
 
 
-def _read_text(path: Path) -> str:
+def _read_recipe(path: Path) -> str:
     """Read a recipe's text, looking among the bundled recipes where `path` is relative and does not exist."""
     found = path
     if not path.is_absolute() and not path.exists():
         found = find_bundled(path) or find_bundled(Path("recipes") / path) or path
     try:
-        with found.open("rb") as file:
-            content = file.read(_LARGEST_RECIPE_BYTES + 1)
+        return read_text(found, _NOUN)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe{_nearest_recipe(path)}") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder; give the recipe's YAML file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(content) > _LARGEST_RECIPE_BYTES:
-        raise ConfigError(f"{path}: over {_LARGEST_RECIPE_BYTES} bytes; a recipe is a short YAML file")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); a recipe is a YAML file") from error
 
 
 def _nearest_recipe(path: Path) -> str:
@@ -121,11 +95,11 @@ def _apply_overrides(values: dict[str, Any], overrides: Iterable[str], source: s
         key, equals, text = override.partition("=")
         key = key.strip()
         section, dot, field = key.partition(".")
-        known = key in _known_keys()
+        known = key in known_keys(Recipe)
         if not (equals and dot and section and field) or (known and "." in field):
             raise ConfigError(f"{label}: must be written section.key=value, such as train.steps=100")
         if not known:
-            raise ConfigError(f"{label}: {key} is not a recipe key{_nearest_key(key)}")
+            raise ConfigError(f"{label}: {key} is not a recipe key{nearest_key(Recipe, key)}")
         keys = values.setdefault(section, {})
         if isinstance(keys, dict):  # anything else is refused with the section's own message
             keys[field] = strict_yaml.parse_value(text, label)
@@ -139,95 +113,3 @@ def _keep_the_overridden_dataset(data: Any, overridden: Mapping[str, str]) -> No
     for key, other in (("manifest", "blend"), ("blend", "manifest")):
         if f"data.{key}" in overridden and f"data.{other}" not in overridden and isinstance(data, dict) and data[key]:
             data.pop(other, None)
-
-
-def _build(document: Document, source: str, overridden: dict[str, str]) -> Recipe:
-    try:
-        return Recipe.model_validate(document.values)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-        # A misspelt required key is both unknown and missing: the unknown one tells the user more.
-        problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
-        dotted, sentence = _explain(problems[0])
-        override = next((text for key, text in overridden.items() if _is_within(dotted, key)), None)
-        if override is not None:
-            place = f"{source}, override '{override}'"
-        else:
-            line = _line_of(dotted, document.lines) if problems[0]["type"] != "missing" else None
-            place = f"{source}:{line}" if line else source
-        others = f" (and {len(problems) - 1} more to fix)" if len(problems) > 1 else ""
-        raise ConfigError(f"{place}: {sentence}{others}") from None
-
-
-def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
-    """Dotted key and sentence of one pydantic problem."""
-    dotted = _dotted(problem["loc"])
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, BrokenRule):
-        dotted = f"{dotted}.{cause.key}" if dotted else cause.key
-        return dotted, f"{dotted} ({_show(cause.value)}) {cause.rule}"
-    if problem["type"] == "extra_forbidden":
-        return dotted, f"{dotted} ({_show(problem['input'])}) is not a recipe key{_nearest_key(dotted)}"
-    if problem["type"] == "missing":
-        return dotted, f"{dotted} is missing"
-    if problem["type"] == "value_error":
-        rule = str(cause)
-    elif problem["type"] == "literal_error":
-        rule = f"must be one of {problem['ctx']['expected']}"
-    else:
-        rule = _PLAIN_RULES.get(problem["type"], problem["msg"].replace("Input should", "must"))
-    return dotted, f"{dotted} ({_show(problem['input'])}) {rule}"
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-
-
-def _is_within(dotted: str, key: str) -> bool:
-    """Whether `dotted` is `key` or an item of it."""
-    return dotted == key or dotted.startswith(f"{key}[")
-
-
-def _line_of(dotted: str, lines: Mapping[str, int]) -> int | None:
-    """Line of the key, or of the nearest thing around it that has one."""
-    while dotted and dotted not in lines:
-        dotted = dotted[: max(dotted.rfind("."), dotted.rfind("["), 0)]
-    return lines.get(dotted)
-
-
-def _show(value: object) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _sections_in(annotation: Any) -> Iterator[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for argument in typing.get_args(annotation):
-        yield from _sections_in(argument)
-
-
-def _known_keys(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
-    """Every dotted key of a recipe, sections included, list indices left out."""
-    keys: list[str] = []
-    for name, info in section.model_fields.items():
-        keys.append(f"{prefix}{name}")
-        for inner in _sections_in(info.annotation):
-            keys += _known_keys(inner, f"{prefix}{name}.")
-    return keys
-
-
-def _nearest_key(dotted: str) -> str:
-    """`; the nearest is KEY`, looking beside the unknown key first, then in all sections."""
-    plain = re.sub(r"\[\d+\]", "", dotted)
-    parent, _, leaf = plain.rpartition(".")
-    known = _known_keys()
-    beside = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == parent}
-    close = [beside[name] for name in difflib.get_close_matches(leaf, list(beside), n=1)]
-    close += [key for key in known if key.rpartition(".")[2] == leaf]
-    close += difflib.get_close_matches(plain, known, n=1)
-    if close:
-        return f"; the nearest is {close[0]}"
-    if not beside:
-        return f"; the sections are {', '.join(Recipe.model_fields)}"
-    return f"; {parent or 'a recipe'} has {', '.join(beside)}"

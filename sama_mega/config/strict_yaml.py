@@ -1,4 +1,4 @@
-"""YAML for recipes: YAML 1.2 scalars, no duplicate keys, no aliases, and the line of every key.
+"""YAML for recipes and settings: YAML 1.2 scalars, no duplicate keys, no aliases, and the line of every key.
 
 PyYAML alone reads `1e-5` as text, `no` as false, `010` as eight and keeps the last of two equal keys.
 """
@@ -31,10 +31,10 @@ class _RecipeLoader(yaml.SafeLoader):
     """Safe loader with the scalars above only."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse aliases: a recipe says each value where it is used."""
+        """Refuse aliases: each value is said where it is used."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed in a recipe", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
         return super().compose_node(parent, index)
 
 
@@ -55,7 +55,7 @@ for _class in (_RecipeLoader, _RecipeDumper):
 
 @dataclass
 class Document:
-    """A parsed recipe: its values and, for messages, the 1-based line of every dotted key."""
+    """A parsed file: its values and, for messages, the 1-based line of every dotted key."""
 
     values: dict[Any, Any]
     lines: dict[str, int] = field(default_factory=dict)
@@ -68,12 +68,13 @@ def _describe(error: yaml.YAMLError) -> tuple[int | None, str]:
     return (mark.line + 1 if mark else None), problem
 
 
-def parse_document(text: str, source: str) -> Document:
-    """Parse a recipe's text.
+def parse_document(text: str, source: str, shape: str = "a mapping of sections (model:, train:, ...)") -> Document:
+    """Parse a file's text.
 
     Args:
         text: The YAML.
         source: What messages call it, usually the path.
+        shape: What messages say that the file must be.
 
     Raises:
         ConfigError: Not YAML, not a mapping, a key twice, or an alias.
@@ -82,7 +83,7 @@ def parse_document(text: str, source: str) -> Document:
         loader = _RecipeLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(f"{source}: a recipe must be a mapping of sections (model:, train:, ...); this is not")
+            raise ConfigError(f"{source}: must be {shape}; this is not")
         document = Document({})
         _collect_lines(node, "", document.lines, source)
         document.values = loader.construct_document(node)
@@ -91,7 +92,7 @@ def parse_document(text: str, source: str) -> Document:
         line, problem = _describe(error)
         raise ConfigError(f"{source}{f':{line}' if line else ''}: not valid YAML: {problem}") from error
     except (RecursionError, ValueError) as error:
-        raise ConfigError(f"{source}: not valid YAML for a recipe: {error}") from error
+        raise ConfigError(f"{source}: not valid YAML: {error}") from error
 
 
 def _collect_lines(node: yaml.Node, prefix: str, lines: dict[str, int], source: str) -> None:

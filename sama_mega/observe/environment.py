@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -11,6 +12,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+GIT_FILE = "git.json"
+"""Beside the packages of a snapshot: what git said where it was taken. `sama-mega submit` writes it."""
 
 _PACKAGES = (
     "sama-mega",
@@ -44,8 +48,8 @@ _GIT_TIMEOUT_SECONDS = 20
 def describe_environment() -> dict[str, Any]:
     """Collects JSON values that tell where and from what this process runs.
 
-    `git` is null outside a checkout (an installed wheel, no git program); the diff is cut at a million
-    characters.
+    `git` is null outside a checkout and a snapshot of one (an installed wheel, no git program); the diff is cut at a
+    million characters.
     """
     return {
         "command": shlex.join(sys.orig_argv),
@@ -58,8 +62,20 @@ def describe_environment() -> dict[str, Any]:
         "accelerators": _accelerators(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-        "git": describe_git(Path(__file__).resolve().parent),
+        "git": describe_code(Path(__file__).resolve().parents[1]),
     }
+
+
+def describe_code(package: Path) -> dict[str, Any] | None:
+    """Commit, status and diff of a package's code: as noted beside a snapshot, else what git says now.
+
+    Args:
+        package: The package's folder.
+    """
+    noted = package.parent / GIT_FILE
+    if noted.is_file():
+        return json.loads(noted.read_text(encoding="utf-8"))
+    return describe_git(package)
 
 
 def describe_git(folder: Path) -> dict[str, Any] | None:

@@ -63,7 +63,7 @@ def test_help_is_quick_and_imports_nothing_heavy(repo_root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["train"], ["check"], ["verify"], ["edit"], ["evaluate"], ["data"], ["data", "synth"]]
+    "arguments", [[], ["train"], ["check"], ["verify"], ["edit"], ["evaluate"], ["submit"], ["data"], ["data", "synth"]]
 )
 def test_every_command_has_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(*arguments, "--help") == 0
@@ -84,6 +84,9 @@ def test_every_command_has_help(arguments: list[str], capsys: pytest.CaptureFixt
         ["edit", "checkpoint", "clip.mp4", "make it red"],
         ["evaluate"],
         ["evaluate", "checkpoint", "synthetic", "more"],
+        ["submit"],
+        ["submit", "x.yaml", "--nodes", "0"],
+        ["submit", "x.yaml", "--gpus-per-node", "-1"],
     ],
 )
 def test_usage_errors_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

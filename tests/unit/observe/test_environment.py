@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sama_mega.observe import environment
-from sama_mega.observe.environment import describe_environment, describe_git
+from sama_mega.observe.environment import GIT_FILE, describe_code, describe_environment, describe_git
 
 
 def _git(folder: Path, *arguments: str) -> None:
@@ -51,6 +51,18 @@ def test_a_package_below_a_foreign_checkout_has_no_commit(checkout: Path, tmp_pa
     installed.mkdir(parents=True)
     (installed / "__init__.py").write_text("")
     assert describe_git(installed) is None
+
+
+def test_a_snapshot_reports_the_commit_that_it_was_taken_from(checkout: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "runs" / "code"
+    (snapshot / "package").mkdir(parents=True)
+    assert describe_code(snapshot / "package") is None  # git does not track it
+    noted = {"commit": "0" * 40, "dirty": True, "status": [], "diff": "+é", "diff_cut": False}
+    (snapshot / GIT_FILE).write_text(json.dumps(noted))
+    assert describe_code(snapshot / "package") == noted
+    (snapshot / GIT_FILE).write_text("null")
+    assert describe_code(snapshot / "package") is None
+    assert describe_code(checkout) == describe_git(checkout) is not None
 
 
 def test_without_git_there_is_no_commit(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
