@@ -308,7 +308,7 @@ def test_a_process_whose_main_thread_hangs_is_ended(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = start("hangs_between_calls", 60.0, 0.3)
-    said, complaints = process.communicate(timeout=PATIENCE_SECONDS)
+    _, complaints = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == HUNG_STATUS == 1
     assert complaints == ""
     stacks = (tmp_path / "rank-0.txt").read_text()
