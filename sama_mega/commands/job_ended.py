@@ -49,6 +49,6 @@ def run(recipe: str, overrides: Sequence[str], status: int, environ: Mapping[str
 
 def _limit(environ: Mapping[str, str]) -> int:
     text = environ.get(LIMIT_VARIABLE) or str(MAX_LIVES_WITHOUT_PROGRESS)
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"{LIMIT_VARIABLE} ({text}) must be a whole number of at least 1")
     return int(text)

@@ -29,7 +29,7 @@ class StartupClock:
     def __init__(self, environ: Mapping[str, str], now: Callable[[], float] = time.time) -> None:
         self._now = now
         self.seconds: dict[str, float] = {}
-        known = [(float(environ[variable]), name) for variable, name in _REACHED if variable in environ]
+        known = [(_seconds(environ[variable]), name) for variable, name in _REACHED if variable in environ]
         self._marked_at = now()
         ends = [*(began for began, _ in known[1:]), self._marked_at]
         for (began, name), ended in zip(known, ends, strict=False):
@@ -45,3 +45,8 @@ class StartupClock:
         """Logs the parts and their sum."""
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
         _log.info("first step done %.1f s after the start (seconds: %s)", sum(self.seconds.values()), parts)
+
+
+def _seconds(text: str) -> float:
+    # The shell writes the decimal sign of the user's language, which Slurm brings along.
+    return float(text.replace(",", "."))

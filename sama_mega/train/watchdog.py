@@ -87,10 +87,9 @@ class Watchdog:
         own = self._stacks_path(self._rank)
         try:
             self._write_stacks(own, silent_seconds)
-            missing = self._wait_for_others()
         except OSError as error:
             _log.error("%s cannot be written: %s", own, error)
-            missing = []
+        missing = self._wait_for_others()
         written = [rank for rank in range(self._num_ranks) if rank not in missing]
         if self._rank == min(written, default=self._rank):
             self._on_hang(
@@ -116,7 +115,8 @@ class Watchdog:
         """Ranks without stacks once all have written them or the grace is over."""
         deadline = time.monotonic() + GRACE_SECONDS
         while True:
-            missing = [rank for rank in range(self._num_ranks) if not self._stacks_path(rank).exists()]
+            # Not Path.exists: a file system that fails, which may be why the ranks hang, would end this thread.
+            missing = [rank for rank in range(self._num_ranks) if not os.path.exists(self._stacks_path(rank))]
             if not missing or time.monotonic() > deadline:
                 return missing
             time.sleep(_POLL_SECONDS)

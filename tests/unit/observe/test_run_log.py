@@ -56,3 +56,54 @@ def test_handlers_are_taken_away(tmp_path: Path, capsys: pytest.CaptureFixture[s
     logging.getLogger("sama_mega").info("after")
     assert (tmp_path / "log.txt").read_text() == before
     assert logging.getLogger("sama_mega").handlers == []
+
+
+def test_lines_of_the_run_carry_the_life_and_those_of_a_rank_do_not(tmp_path: Path) -> None:
+    """The run's log goes on over all lives; a rank has one a life."""
+    for life in (1, 2):
+        with RunLog(tmp_path / "log.txt", rank_log_path=tmp_path / f"life-{life}" / "rank-0.txt", life=life):
+            _speak()
+    lines = [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    spoken = ["INFO hello", "WARNING careful", "INFO numbers"]
+    assert lines == [f"life {life} {line}" for life in (1, 2) for line in spoken]
+    for life in (1, 2):
+        own = (tmp_path / f"life-{life}" / "rank-0.txt").read_text().splitlines()
+        assert [line.split(" ", 2)[2] for line in own] == spoken
+
+
+def test_another_rank_s_file_has_all_that_its_terminal_has_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "logs" / "rank-1.txt"
+    with RunLog(None, rank_log_path=path, life=3):
+        _speak()
+    assert [line.split(" ", 2)[2] for line in path.read_text().splitlines()] == [
+        "INFO hello",
+        "WARNING careful",
+        "INFO numbers",
+    ]
+    assert capsys.readouterr().err == "careful\n"
+    assert list(tmp_path.iterdir()) == [tmp_path / "logs"]
+
+
+def _fail() -> None:
+    raise ZeroDivisionError("a bug\nin two lines")
+
+
+def test_the_stack_of_an_error_is_in_the_files_and_not_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = tmp_path / "log.txt", tmp_path / "rank-0.txt"
+    with pytest.raises(ZeroDivisionError), RunLog(paths[0], rank_log_path=paths[1], life=1):
+        _fail()
+    for path in paths:
+        first, *stack = path.read_text().splitlines()
+        assert first.endswith("ERROR ended by ZeroDivisionError")
+        assert stack[0].startswith("Traceback") and any("in _fail" in line for line in stack)
+    assert capsys.readouterr().err == ""
+
+
+def test_no_error_leaves_no_stack(tmp_path: Path) -> None:
+    with RunLog(tmp_path / "log.txt"):
+        _speak()
+    assert "ended by" not in (tmp_path / "log.txt").read_text()

@@ -154,9 +154,17 @@ def test_the_tracker_gets_recipe_steps_and_pictures(tmp_path: Path, monkeypatch:
     assert fake.closed == ("FINISHED", ((picture, "samples/step-4"),))
 
 
-@pytest.mark.parametrize(("reason", "status"), [("interrupted", "KILLED"), ("failed", "FAILED")])
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [("stopped", "KILLED"), ("interrupted", "KILLED"), ("refused", "FAILED"), ("failed", "FAILED")],
+)
 def test_the_end_of_a_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, status: str) -> None:
     assert _tracked(_run(tmp_path), monkeypatch, reason).closed[0] == status
+
+
+def test_a_superseded_life_leaves_the_end_to_the_newer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both write to the same MLflow run, which goes on."""
+    assert _tracked(_run(tmp_path), monkeypatch, "superseded").closed is None
 
 
 def test_tracked_numbers() -> None:
