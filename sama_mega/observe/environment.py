@@ -56,10 +56,15 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "accelerators": _accelerators(),
-        "versions": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "versions": installed_versions(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "git": describe_git(Path(__file__).resolve().parent),
     }
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that decide what a run computes, those that are installed; imports none of them."""
+    return {name: version for name in _PACKAGES if (version := _version(name)) is not None}
 
 
 def describe_git(folder: Path) -> dict[str, Any] | None:
