@@ -101,6 +101,17 @@ def check(
 
 
 @app.command()
+def health(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+    """Check the nodes of a job before it trains, or this one alone: GPUs, run folder, clocks, versions; exit 1 if ill.
+
+    As ranks of `srun`, all of them meet here, and none exits with 0 unless every node is healthy.
+    """
+    from sama_mega.commands import health as command
+
+    raise typer.Exit(command.run(recipe, overrides or [], as_json=as_json))
+
+
+@app.command()
 def verify(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="Recipe of the model to verify.")] = None,
     overrides: OverridesArgument = None,

@@ -60,7 +60,7 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "accelerators": _accelerators(),
-        "versions": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "versions": installed_versions(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "git": describe_code(Path(__file__).resolve().parents[1]),
     }
@@ -76,6 +76,11 @@ def describe_code(package: Path) -> dict[str, Any] | None:
     if noted.is_file():
         return json.loads(noted.read_text(encoding="utf-8"))
     return describe_git(package)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that decide what a run computes, those that are installed; imports none of them."""
+    return {name: version for name in _PACKAGES if (version := _version(name)) is not None}
 
 
 def describe_git(folder: Path) -> dict[str, Any] | None:

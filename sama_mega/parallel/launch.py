@@ -82,7 +82,7 @@ def start_ranks(
                 stdin=None if log is None else subprocess.DEVNULL,
                 stdout=output,
                 stderr=None if log is None else subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         )
         if output is not None:
@@ -146,7 +146,7 @@ def _rank_environments(num_ranks: int, rendezvous_file: Path) -> list[dict[str, 
     return environments
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Asks Linux to kill this process when its parent ends: a killed launcher leaves no ranks behind."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
