@@ -1,5 +1,6 @@
 # make demo   installs into .venv, trains both demo stages on the CPU, edits a clip
-# make test   all tests          make test-fast  unit tests, stops at the first failure
+# make test   all tests but the drills           make test-fast  unit tests, stops at the first failure
+# make test-slurm   the drills: faults on a local Slurm cluster; needs root and, the first time, apt-get
 # make lint   format, style, types, import directions, shell scripts          make format  rewrites
 # Python is $VIRTUAL_ENV's, else ./.venv's, which is made from $BASE_PYTHON.
 
@@ -7,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv install install-dev demo test test-fast lint format
+.PHONY: help venv install install-dev demo test test-fast test-slurm lint format
 
 BASE_PYTHON ?= python3
 VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
@@ -28,7 +29,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 endif
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 4
+	@sed -n 's/^# //p' Makefile | head -n 5
 
 venv: $(PYTHON)
 install: $(STAMP)
@@ -55,7 +56,10 @@ test: $(DEV_STAMP)
 	@$(PYTHON) -m pytest $(TEST_ARGS)
 
 test-fast: $(DEV_STAMP)
-	@$(PYTHON) -m pytest tests/unit -x -q -m "not slow" $(TEST_ARGS)
+	@$(PYTHON) -m pytest tests/unit -x -q -m "not slow and not drill" $(TEST_ARGS)
+
+test-slurm: $(DEV_STAMP)
+	@$(PYTHON) -m pytest tests/slurm -m drill $(TEST_ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
