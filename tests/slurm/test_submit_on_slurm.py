@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sama_mega.config import load_recipe
 from tests.slurm.host import run_command
 from tests.slurm.local_cluster import LocalCluster
 from tests.slurm.training_jobs import TrainingJob
@@ -65,5 +66,5 @@ def test_a_sweep_trains_each_of_its_elements(cluster: LocalCluster, world: Path,
     for stage in (0, 1):
         for folder in sorted((tmp_path / f"stage{stage}/sweep").iterdir()):
             assert (folder / "checkpoints/step-00000006").is_dir(), (folder, report)
-            seeds[stage, folder.name] = (folder / "recipe.yaml").read_text().split("seed: ")[1].split("\n")[0]
-    assert sorted(seeds.values()) == ["3", "3", "4", "4"]
+            seeds[stage, folder.name] = load_recipe(folder / "recipe.yaml").train.seed
+    assert sorted(seeds.values()) == [3, 3, 4, 4]
