@@ -217,7 +217,7 @@ class LocalCluster(SlurmCommands):
             raise ClusterError("a daemon or a node ended" if not self._all_alive() else "not all nodes are IDLE")
 
     def _all_alive(self) -> bool:
-        return all(each.alive for each in (*self._daemons, *self._nodes.values()))
+        return all(daemon.alive for daemon in self._daemons) and all(node.alive for node in self._nodes.values())
 
     def _all_idle(self) -> bool:
         command = ["sinfo", "--noheader", "--Node", "--format=%T"]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.host import ClusterError, HostProcess, all_processes, find_process, poll
+from tests.slurm.host import ClusterError, HostProcess, all_processes, find_process, poll, run_command
 from tests.slurm.local_cluster import LocalCluster
 
+REPOSITORY = Path(__file__).parents[2]
 MakeCluster = Callable[..., LocalCluster]
 
 ALL_REDUCE = """
@@ -83,6 +84,22 @@ def broken(slurm_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield Broken(cluster, cut, without_power, without_slurmd, job_id, requeued_job)
 
 
+def test_a_number_that_another_container_uses_is_left_alone(slurm_here: None) -> None:
+    claim = "from tests.slurm.registry import claim_slot; slot = claim_slot(); print(slot.number); slot.release()"
+    script = [
+        "mount -t tmpfs none /run",
+        "mount -t sysfs none /sys",
+        "ip link add samaslurm0 type bridge",
+        f"{sys.executable} -c '{claim}'",
+        "ls /sys/class/net",
+    ]
+    command = ["unshare", "--net", "--mount", "bash", "-c", " && ".join(script)]
+    answer = run_command(command, environment={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    words = answer.stdout.split()
+    assert words[0] == "1"
+    assert "samaslurm0" in words
+
+
 def test_a_job_runs_gloo_on_two_nodes(cluster: LocalCluster, tmp_path: Path) -> None:
     (tmp_path / "all_reduce.py").write_text(ALL_REDUCE)
     job = tmp_path / "job.sh"
@@ -148,18 +165,20 @@ def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(make_cluster: M
 
 def test_files_and_shared_memory_of_one_node_only(make_cluster: MakeCluster, tmp_path: Path) -> None:
     cluster = make_cluster()
-    cluster.run_on("node1", ["touch", "/dev/shm/here"])
-    cluster.mount_tmpfs("node1", tmp_path / "disk", size_mib=1)
-    cluster.run_on("node1", ["touch", str(tmp_path / "disk" / "here")])
-    look = f"ls /dev/shm/here {tmp_path}/disk/here 2>/dev/null; df --output=size {tmp_path}/disk | tail -n 1"
+    memory, disk = Path(f"/dev/shm/sama-mega-test-{os.getpid()}"), tmp_path / "disk"
+    cluster.run_on("node1", ["touch", str(memory)])
+    cluster.mount_tmpfs("node1", disk, size_mib=1)
+    cluster.run_on("node1", ["touch", str(disk / "here")])
+    look = f"ls {memory} {disk}/here 2>/dev/null; df --output=size {disk} | tail -n 1"
     seen = []
     for node in cluster.nodes:
         job_id = cluster.sbatch(f"--nodelist={node}", "--wrap", look, cwd=tmp_path)
         cluster.wait_for(job_id, "COMPLETED", timeout_seconds=20)
         seen.append(cluster.log(job_id).read_text().split())
-    assert seen[0] == ["/dev/shm/here", f"{tmp_path}/disk/here", "1024"]
+    assert seen[0] == [str(memory), f"{disk}/here", "1024"]
     assert len(seen[1]) == 1 and int(seen[1][0]) > 1024
-    assert not Path("/dev/shm/here").exists() and list((tmp_path / "disk").iterdir()) == []
+    assert not memory.exists()
+    assert list(disk.iterdir()) == []
 
 
 def test_a_cut_node_lives_and_is_down_until_healed(broken: Broken) -> None:
@@ -224,9 +243,13 @@ def test_down_leaves_nothing(make_cluster: MakeCluster, tmp_path: Path) -> None:
 
 def test_the_next_cluster_cleans_up_after_a_killed_test_run(make_cluster: MakeCluster, tmp_path: Path) -> None:
     command = [sys.executable, "-c", ABANDONED, str(tmp_path)]
-    root = Path(__file__).parents[2]
     killed = subprocess.run(
-        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=60
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     state_folder = Path(killed.stdout.strip()).parent
