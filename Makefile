@@ -56,7 +56,7 @@ test: $(DEV_STAMP)
 	@$(PYTHON) -m pytest $(TEST_ARGS)
 
 test-fast: $(DEV_STAMP)
-	@$(PYTHON) -m pytest tests/unit -x -q -m "not slow and not drill" $(TEST_ARGS)
+	@$(PYTHON) -m pytest tests/unit -x -q -m "not slow" $(TEST_ARGS)
 
 test-slurm: $(DEV_STAMP)
 	@$(PYTHON) -m pytest tests/slurm -m drill $(TEST_ARGS)

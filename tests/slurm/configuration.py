@@ -119,8 +119,7 @@ def _gres_conf(folder: Path, gpus: int) -> str:
 
 
 def _write_name_service(slot: Slot, nodes: int) -> None:
-    host = socket.gethostname().partition(".")[0]
-    names = [("127.0.0.1", "localhost"), (slot.host_address, host)]
+    names = [("127.0.0.1", "localhost")]
     names += [(slot.node_address(number), f"node{number}") for number in range(1, nodes + 1)]
     (slot.folder / "hosts").write_text("".join(f"{address} {name}\n" for address, name in names))
     switch = Path("/etc/nsswitch.conf")

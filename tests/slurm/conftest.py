@@ -13,6 +13,7 @@ from tests.slurm.installation import why_not_here
 from tests.slurm.local_cluster import LocalCluster
 
 HERE = Path(__file__).parent
+CLUSTERS = pytest.StashKey[list[LocalCluster]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,9 +31,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     if report.failed and clusters:
         report.sections.append(("Slurm's logs", "\n".join(str(cluster.logs) for cluster in clusters)))
     return report
-
-
-CLUSTERS = pytest.StashKey[list[LocalCluster]]()
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ from tests.slurm.node import Node
 from tests.slurm.registry import Slot, claim_slot
 
 UP_TIMEOUT_SECONDS = 60.0
+# Variables that steer Slurm's commands.
+OTHER_SLURMS = ("SLURM", "SBATCH_", "SRUN_", "SALLOC_", "SCANCEL_", "SQUEUE_", "SINFO_")
 
 
 class LocalCluster(SlurmCommands):
@@ -84,7 +86,7 @@ class LocalCluster(SlurmCommands):
     @property
     def environment(self) -> dict[str, str]:
         """This process's variables, without those of another Slurm, and one thread per process."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(OTHER_SLURMS)}
         return {**kept, "SLURM_CONF": str(self._running_slot().folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
 
     def up(self) -> None:
@@ -103,7 +105,11 @@ class LocalCluster(SlurmCommands):
             self._start_munge()
             self._start_controller()
             self._start_nodes()
-            self.wait_until(self._all_idle, UP_TIMEOUT_SECONDS, "all nodes to be IDLE")
+            self._wait_for_nodes()
+        except ClusterError as error:
+            report = self.report()
+            self.down()
+            raise ClusterError(f"the cluster does not start: {error}\n{report}") from None
         except BaseException:
             self.down()
             raise
@@ -186,7 +192,7 @@ class LocalCluster(SlurmCommands):
         socket = folder / "socket"
         self._start("munged", "--foreground", f"--socket={socket}", *files)
         if not poll(socket.exists, COMMAND_TIMEOUT_SECONDS):
-            raise ClusterError(f"munged does not start\n{self.report()}")
+            raise ClusterError("no munged")
 
     def _start_controller(self) -> None:
         self._start("slurmctld", "-D", "-c", "-f", str(self._running_slot().folder / "slurm.conf"))
@@ -202,6 +208,16 @@ class LocalCluster(SlurmCommands):
             (slot.folder / "spool" / name).mkdir()
             self._nodes[name] = Node(number, slot, self.logs)
             self._nodes[name].power_on()
+
+    def _wait_for_nodes(self) -> None:
+        def settled() -> bool:
+            return not self._all_alive() or self._all_idle()
+
+        if not poll(settled, UP_TIMEOUT_SECONDS) or not self._all_alive():
+            raise ClusterError("a daemon or a node ended" if not self._all_alive() else "not all nodes are IDLE")
+
+    def _all_alive(self) -> bool:
+        return all(daemon.alive for daemon in self._daemons) and all(node.alive for node in self._nodes.values())
 
     def _all_idle(self) -> bool:
         command = ["sinfo", "--noheader", "--Node", "--format=%T"]

@@ -85,6 +85,11 @@ class Node:
         if not poll(lambda: self._slurmd() is not None, COMMAND_TIMEOUT_SECONDS):
             raise ClusterError(f"slurmd of {self.name} does not start; see {self._logs / f'{self.name}.console'}")
 
+    @property
+    def alive(self) -> bool:
+        """Whether the node has power and did not fail to boot."""
+        return self._machine is not None and self._machine.alive
+
     def processes(self) -> list[HostProcess]:
         """Everything that runs on the node, by the host's pids; empty when it is off."""
         return [] if self._machine is None else self._machine.processes()
@@ -97,7 +102,7 @@ class Node:
         return run_command([*enter, "--", *command], timeout_seconds, environment, check=check)
 
     def _running_init(self) -> HostProcess:
-        if self._machine is None or not self._machine.alive:
+        if self._machine is None or not self.alive:
             raise ClusterError(f"{self.name} is off")
         return self._machine.init
 

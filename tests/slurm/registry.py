@@ -70,12 +70,19 @@ class Slot:
             os.kill(pid, signal.SIGKILL)
         if not poll(lambda: not any(_runs(*process) for process in alive), COMMAND_TIMEOUT_SECONDS):
             raise ClusterError(f"processes {alive} of {self.folder} do not end")
-        for interface in os.listdir("/sys/class/net"):
-            if interface == self.bridge or interface.startswith(f"{self.bridge}-"):
-                # A link whose node just ended goes by itself, perhaps between the look and the command.
-                run_command(["ip", "link", "delete", interface], check=False)
+        for interface in self._interfaces():
+            # A link whose node just ended goes by itself, perhaps between the look and the command.
+            run_command(["ip", "link", "delete", interface], check=False)
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+    def belongs_to_another(self) -> bool:
+        """Whether a container that shares this host's network, but not its /run, has a cluster of this number."""
+        return not self.folder.exists() and self._interfaces() != []
+
+    def _interfaces(self) -> list[str]:
+        names = os.listdir("/sys/class/net")
+        return [name for name in names if name == self.bridge or name.startswith(f"{self.bridge}-")]
 
     @property
     def _records(self) -> Path:
@@ -123,7 +130,11 @@ def _try_slot(number: int) -> Slot | None:
     except BlockingIOError:
         lock.close()
         return None
-    return Slot(number, lock)
+    slot = Slot(number, lock)
+    if slot.belongs_to_another():
+        lock.close()
+        return None
+    return slot
 
 
 def _runs(pid: int, start_ticks: int) -> bool:

@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.host import ClusterError, HostProcess, all_processes, find_process, poll
+from tests.slurm.host import ClusterError, HostProcess, all_processes, find_process, poll, run_command
 from tests.slurm.local_cluster import LocalCluster
 
+REPOSITORY = Path(__file__).parents[2]
 MakeCluster = Callable[..., LocalCluster]
 
 ALL_REDUCE = """
@@ -52,6 +54,52 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@dataclass(frozen=True)
+class Broken:
+    """A cluster with one fault per node, and a job that is requeued on the fourth."""
+
+    cluster: LocalCluster
+    cut: str
+    without_power: str
+    without_slurmd: str
+    job_without_slurmd: int
+    requeued_job: int
+
+
+@pytest.fixture(scope="module", autouse=True)
+def broken(slurm_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
+    """Breaks at the start of this file what its last tests look at: slurmctld takes seconds to notice."""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "job.sh").write_text(REQUEUE_ONCE)
+    with LocalCluster(folder, nodes=4, slurmd_timeout_seconds=3) as cluster:
+        cut, without_power, without_slurmd, healthy = cluster.nodes
+        job_id = cluster.sbatch("--no-requeue", f"--nodelist={without_slurmd}", "--wrap", "sleep 300", cwd=folder)
+        requeued = [f"--nodelist={healthy}", "--requeue", "--open-mode=append", str(folder / "job.sh")]
+        requeued_job = cluster.sbatch(*requeued, cwd=folder)
+        cluster.wait_until(lambda: _sleeper(cluster, without_slurmd) is not None, 20, "the job to start")
+        cluster.run_on(without_power, ["touch", "/dev/shm/here"])
+        cluster.cut(cut)
+        cluster.kill_node(without_power)
+        cluster.kill_slurmd(without_slurmd)
+        yield Broken(cluster, cut, without_power, without_slurmd, job_id, requeued_job)
+
+
+def test_a_number_that_another_container_uses_is_left_alone(slurm_here: None) -> None:
+    claim = "from tests.slurm.registry import claim_slot; slot = claim_slot(); print(slot.number); slot.release()"
+    script = [
+        "mount -t tmpfs none /run",
+        "mount -t sysfs none /sys",
+        "ip link add samaslurm0 type bridge",
+        f"{sys.executable} -c '{claim}'",
+        "ls /sys/class/net",
+    ]
+    command = ["unshare", "--net", "--mount", "bash", "-c", " && ".join(script)]
+    answer = run_command(command, environment={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    words = answer.stdout.split()
+    assert words[0] == "1"
+    assert "samaslurm0" in words
+
+
 def test_a_job_runs_gloo_on_two_nodes(cluster: LocalCluster, tmp_path: Path) -> None:
     (tmp_path / "all_reduce.py").write_text(ALL_REDUCE)
     job = tmp_path / "job.sh"
@@ -85,17 +133,6 @@ def test_signals_reach_the_batch_shell_or_the_step(cluster: LocalCluster, tmp_pa
     assert cluster.wait_for(job_id, "CANCELLED", 20) == "CANCELLED"
 
 
-def test_a_requeued_job_starts_again_soon(cluster: LocalCluster, tmp_path: Path) -> None:
-    job = tmp_path / "job.sh"
-    job.write_text(REQUEUE_ONCE)
-    job_id = cluster.sbatch("--requeue", "--open-mode=append", str(job), cwd=tmp_path)
-    cluster.wait_for(job_id, "COMPLETED", timeout_seconds=40)
-    starts = [int(line) for line in cluster.log(job_id).read_text().splitlines() if line.isdigit()]
-    assert cluster.restarts(job_id) == 1
-    wait_seconds = cluster.settings.requeue_wait_seconds
-    assert wait_seconds <= starts[1] - starts[0] <= wait_seconds + 5
-
-
 def test_fake_gpus_are_granted(make_cluster: MakeCluster, tmp_path: Path) -> None:
     cluster = make_cluster(nodes=1, fake_gpus_per_node=3)
     job_id = cluster.sbatch(
@@ -108,64 +145,81 @@ def test_fake_gpus_are_granted(make_cluster: MakeCluster, tmp_path: Path) -> Non
 
 
 def test_two_clusters_live_side_by_side(cluster: LocalCluster, make_cluster: MakeCluster, tmp_path: Path) -> None:
-    other = make_cluster(nodes=1, cpus_per_node=4)
-    jobs = [
-        (each, each.sbatch("--wrap", "hostname -I; nproc", cwd=tmp_path / name))
-        for each, name in _folders(cluster, other, tmp_path)
-    ]
-    outputs = []
-    for each, job_id in jobs:
-        each.wait_for(job_id, "COMPLETED", timeout_seconds=20)
-        outputs.append(each.log(job_id).read_text())
-    assert outputs[0] != outputs[1], "both jobs ran on one node"
-    assert other.job(jobs[1][1])["NodeList"] == "node1"
-    assert cluster.node_state("node2") == "IDLE"
+    other = make_cluster(nodes=1)
+    names = {"one": cluster, "other": other}
+    jobs = {
+        name: each.sbatch("--nodelist=node1", f"--output={name}", "--wrap", "hostname -I", cwd=tmp_path)
+        for name, each in names.items()
+    }
+    for name, each in names.items():
+        each.wait_for(jobs[name], "COMPLETED", timeout_seconds=20)
+    assert (tmp_path / "one").read_text() != (tmp_path / "other").read_text(), "both jobs ran on one node"
 
 
-def _folders(cluster: LocalCluster, other: LocalCluster, tmp_path: Path) -> list[tuple[LocalCluster, str]]:
-    for name in ("one", "other"):
-        (tmp_path / name).mkdir()
-    return [(cluster, "one"), (other, "other")]
+def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(make_cluster: MakeCluster) -> None:
+    before = _descendants(os.getpid())
+    with pytest.raises(ClusterError, match=r"the cluster does not start(?s:.*)CPUs value \(-1\) is less than zero"):
+        make_cluster(cpus_per_node=-1)
+    assert _descendants(os.getpid()) == before
 
 
 def test_files_and_shared_memory_of_one_node_only(make_cluster: MakeCluster, tmp_path: Path) -> None:
     cluster = make_cluster()
-    cluster.run_on("node1", ["touch", "/dev/shm/here"])
-    cluster.mount_tmpfs("node1", tmp_path / "disk", size_mib=1)
-    cluster.run_on("node1", ["touch", str(tmp_path / "disk" / "here")])
-    look = f"ls /dev/shm/here {tmp_path}/disk/here 2>/dev/null; df --output=size {tmp_path}/disk | tail -n 1"
+    memory, disk = Path(f"/dev/shm/sama-mega-test-{os.getpid()}"), tmp_path / "disk"
+    cluster.run_on("node1", ["touch", str(memory)])
+    cluster.mount_tmpfs("node1", disk, size_mib=1)
+    cluster.run_on("node1", ["touch", str(disk / "here")])
+    look = f"ls {memory} {disk}/here 2>/dev/null; df --output=size {disk} | tail -n 1"
     seen = []
     for node in cluster.nodes:
         job_id = cluster.sbatch(f"--nodelist={node}", "--wrap", look, cwd=tmp_path)
         cluster.wait_for(job_id, "COMPLETED", timeout_seconds=20)
         seen.append(cluster.log(job_id).read_text().split())
-    assert seen[0] == ["/dev/shm/here", f"{tmp_path}/disk/here", "1024"]
+    assert seen[0] == [str(memory), f"{disk}/here", "1024"]
     assert len(seen[1]) == 1 and int(seen[1][0]) > 1024
-    assert not Path("/dev/shm/here").exists() and list((tmp_path / "disk").iterdir()) == []
+    assert not memory.exists()
+    assert list(disk.iterdir()) == []
 
 
-def test_faults_of_nodes_and_their_ends(make_cluster: MakeCluster, tmp_path: Path) -> None:
-    cluster = make_cluster(nodes=3, slurmd_timeout_seconds=2)
-    job_id = cluster.sbatch("--no-requeue", "--nodelist=node3", "--wrap", "sleep 300", cwd=tmp_path)
-    cluster.wait_until(lambda: _sleeper(cluster, "node3") is not None, 20, "the job to start")
-    orphan = _sleeper(cluster, "node3")
-    assert orphan is not None and orphan.environment["SLURM_JOB_ID"] == str(job_id)
-    cluster.cut("node1")
-    cluster.kill_node("node2")
-    cluster.kill_slurmd("node3")
-    assert cluster.run_on("node1", ["hostname"]).stdout.strip() == "node1", "a cut node is alive"
-    assert cluster.processes_on("node2") == []
-    for node in cluster.nodes:
-        cluster.wait_for_node(node, {"DOWN", "DOWN*"}, timeout_seconds=40)
-    assert cluster.state(job_id) == "NODE_FAIL"
-    assert find_process(orphan.pid) == orphan, "without slurmd nobody ends the job's processes"
-    cluster.heal("node1")
-    cluster.resume("node1")
-    cluster.start_node("node2")
-    cluster.start_slurmd("node3")
-    for node in cluster.nodes:
-        cluster.wait_for_node(node, "IDLE", timeout_seconds=30)
-    cluster.wait_until(lambda: _sleeper(cluster, "node3") is None, 20, "slurmd to end the orphan")
+def test_a_cut_node_lives_and_is_down_until_healed(broken: Broken) -> None:
+    cluster, node = broken.cluster, broken.cut
+    assert cluster.run_on(node, ["hostname"]).stdout.strip() == node
+    cluster.wait_for_node(node, "DOWN*", timeout_seconds=60)
+    cluster.heal(node)
+    cluster.resume(node)
+    cluster.wait_for_node(node, "IDLE", timeout_seconds=30)
+
+
+def test_a_node_without_power_is_down_until_started(broken: Broken) -> None:
+    cluster, node = broken.cluster, broken.without_power
+    assert cluster.processes_on(node) == []
+    with pytest.raises(ClusterError, match=f"{node} is off"):
+        cluster.run_on(node, ["true"])
+    cluster.wait_for_node(node, "DOWN*", timeout_seconds=60)
+    cluster.start_node(node)
+    cluster.wait_for_node(node, "IDLE", timeout_seconds=30)
+    assert cluster.run_on(node, ["ls", "/dev/shm"]).stdout == "", "shared memory outlived the power"
+
+
+def test_without_slurmd_the_tasks_live_on(broken: Broken) -> None:
+    cluster, node = broken.cluster, broken.without_slurmd
+    cluster.wait_for_node(node, "DOWN*", timeout_seconds=60)
+    assert cluster.state(broken.job_without_slurmd) == "NODE_FAIL"
+    orphan = _sleeper(cluster, node)
+    assert orphan is not None
+    assert orphan.environment["SLURM_JOB_ID"] == str(broken.job_without_slurmd)
+    cluster.start_slurmd(node)
+    cluster.wait_for_node(node, "IDLE", timeout_seconds=30)
+    cluster.wait_until(lambda: _sleeper(cluster, node) is None, 20, "slurmd to end the orphan")
+
+
+def test_a_requeued_job_starts_again_soon(broken: Broken) -> None:
+    cluster, job_id = broken.cluster, broken.requeued_job
+    cluster.wait_for(job_id, "COMPLETED", timeout_seconds=60)
+    starts = [int(line) for line in cluster.log(job_id).read_text().splitlines() if line.isdigit()]
+    assert cluster.restarts(job_id) == 1
+    wait_seconds = cluster.settings.requeue_wait_seconds
+    assert wait_seconds <= starts[1] - starts[0] <= wait_seconds + 10
 
 
 def test_down_leaves_nothing(make_cluster: MakeCluster, tmp_path: Path) -> None:
@@ -189,9 +243,13 @@ def test_down_leaves_nothing(make_cluster: MakeCluster, tmp_path: Path) -> None:
 
 def test_the_next_cluster_cleans_up_after_a_killed_test_run(make_cluster: MakeCluster, tmp_path: Path) -> None:
     command = [sys.executable, "-c", ABANDONED, str(tmp_path)]
-    root = Path(__file__).parents[2]
     killed = subprocess.run(
-        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=60
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     state_folder = Path(killed.stdout.strip()).parent
