@@ -13,12 +13,13 @@ PROGRESS_LOGGER = "sama_mega.progress"
 """Numbers every few steps: they go to the log file, and to the terminal only where no bar is drawn."""
 
 _PACKAGES = ("sama_mega", "sama_data", "sama_kernels")
+_log = logging.getLogger(__name__)
 
 
 class RunLog:
     """While entered, sends the packages' records to files and to stderr; takes its handlers away after.
 
-    Other libraries' loggers stay as they are.
+    A file that cannot be opened is said once and done without. Other libraries' loggers stay as they are.
     """
 
     def __init__(
@@ -59,11 +60,10 @@ class RunLog:
             terminal.addFilter(lambda record: record.name != PROGRESS_LOGGER)
         self._handlers.append(terminal)
         life = "" if self._life is None else f"life {self._life} "
-        if self._log_path is not None:
-            self._add_file(self._log_path, f"%(asctime)s {life}%(levelname)s %(message)s")
-        if self._rank_log_path is not None:
-            self._rank_log_path.parent.mkdir(parents=True, exist_ok=True)
-            self._add_file(self._rank_log_path, "%(asctime)s %(levelname)s %(message)s")
+        unopened = [
+            *self._add_file(self._log_path, f"%(asctime)s {life}%(levelname)s %(message)s"),
+            *self._add_file(self._rank_log_path, "%(asctime)s %(levelname)s %(message)s"),
+        ]
         for package in _PACKAGES:
             logger = logging.getLogger(package)
             logger.setLevel(logging.INFO)
@@ -71,12 +71,22 @@ class RunLog:
                 logger.addHandler(handler)
         for record in self._earlier:
             logging.getLogger(record.name).handle(record)
+        for problem in unopened:
+            _log.warning("a log cannot be written: %s", problem)
         return self
 
-    def _add_file(self, path: Path, line_format: str) -> None:
-        file = _LogFile(path, encoding="utf-8")
+    def _add_file(self, path: Path | None, line_format: str) -> list[OSError]:
+        """Adds a file, unless there is none to add; returns why it cannot be written."""
+        if path is None:
+            return []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = _LogFile(path, encoding="utf-8")
+        except OSError as error:
+            return [error]
         file.setFormatter(logging.Formatter(line_format))
         self._handlers.append(file)
+        return []
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

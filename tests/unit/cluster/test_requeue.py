@@ -105,7 +105,7 @@ def test_lives_of_earlier_jobs_do_not_count() -> None:
 
 @pytest.mark.parametrize(
     ("start_steps", "newest_step", "count"),
-    [([], 0, 0), ([0], 0, 1), ([0], 4, 0), ([0, 4, 4], 4, 2), ([0, 4, 4], 8, 0), ([8, 8], 8, 2)],
+    [([], 0, 0), ([0], 0, 1), ([0], 4, 0), ([0, 4, 4], 4, 2), ([0, 4, 4], 8, 0), ([8, 4, 8], 8, 1)],
 )
 def test_lives_are_counted_back_from_the_newest(start_steps: list[int], newest_step: int, count: int) -> None:
     lives = [life(number, start_step) for number, start_step in enumerate(start_steps, start=1)]

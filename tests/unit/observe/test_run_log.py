@@ -86,24 +86,46 @@ def test_another_rank_s_file_has_all_that_its_terminal_has_not(
     assert list(tmp_path.iterdir()) == [tmp_path / "logs"]
 
 
-def _fail() -> None:
-    raise ZeroDivisionError("a bug\nin two lines")
+class _OfTheUser(Exception):
+    """Says all in its message."""
 
 
-def test_the_stack_of_an_error_is_in_the_files_and_not_on_the_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def _fail(kind: type[Exception]) -> None:
+    raise kind("in vain")
+
+
+@pytest.mark.parametrize(("kind", "has_stack"), [(ZeroDivisionError, True), (_OfTheUser, False)])
+def test_an_error_is_in_the_files_and_not_on_the_terminal(
+    tmp_path: Path, kind: type[Exception], has_stack: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = tmp_path / "log.txt", tmp_path / "rank-0.txt"
-    with pytest.raises(ZeroDivisionError), RunLog(paths[0], rank_log_path=paths[1], life=1):
-        _fail()
+    with pytest.raises(kind), RunLog(paths[0], rank_log_path=paths[1], plain_errors=(_OfTheUser,)):
+        _fail(kind)
     for path in paths:
         first, *stack = path.read_text().splitlines()
-        assert first.endswith("ERROR ended by ZeroDivisionError")
-        assert stack[0].startswith("Traceback") and any("in _fail" in line for line in stack)
+        assert first.endswith(" ERROR ended: in vain")
+        assert any("in _fail" in line for line in stack) == has_stack == bool(stack)
     assert capsys.readouterr().err == ""
 
 
-def test_no_error_leaves_no_stack(tmp_path: Path) -> None:
+def test_a_run_that_ends_well_says_nothing_of_its_end(tmp_path: Path) -> None:
     with RunLog(tmp_path / "log.txt"):
         _speak()
-    assert "ended by" not in (tmp_path / "log.txt").read_text()
+    assert "ended" not in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("which", ["log_path", "rank_log_path"])
+def test_a_log_that_cannot_be_opened_is_said_once_and_ends_nothing(
+    tmp_path: Path, which: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is full, or lost on this rank's node: what must be kept fails elsewhere, with a reason."""
+    (tmp_path / "file").write_text("in place of a folder")
+    paths = {"log_path": tmp_path / "log.txt", "rank_log_path": tmp_path / "rank-0.txt"}
+    paths[which] = tmp_path / "file" / "log.txt"
+    with RunLog(**paths):
+        _speak()
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.startswith("a log cannot be written: ") and str(tmp_path / "file") in first
+    assert rest == ["hello", "careful", "numbers"]
+    (written,) = (path for path in paths.values() if path.parent == tmp_path)
+    assert "a log cannot be written" in written.read_text() and "hello" in written.read_text()
