@@ -45,11 +45,18 @@ def _never_came(never: set[int], world: World, within: str) -> Iterator[Problem]
     # Slurm says how many ranks it started on a node, not which. Another naming of the nodes says nothing at all.
     if came.keys() <= expected.keys() and sum(short.values()) == len(never):
         for node, num_missing in short.items():
-            some = "none of its" if num_missing == expected[node] else f"{num_missing} of its"
-            text = f"{some} {expected[node]} ranks did not come {within}".replace("none of its 1 ranks", "its rank")
-            yield Problem("missing", node, f"{text} (missing in all: {ranks})", _SEE)
+            missing = _describe_missing(num_missing, expected[node])
+            yield Problem("missing", node, f"{missing} {within} (missing in all: {ranks})", _SEE)
     else:
         yield Problem("missing", None, f"{ranks} did not come {within}", _SEE)
+
+
+def _describe_missing(num_missing: int, num_tasks: int) -> str:
+    if num_tasks == 1:
+        return "its rank did not come"
+    if num_missing == num_tasks:
+        return f"none of its {num_tasks} ranks came"
+    return f"{num_missing} of its {num_tasks} ranks did not come"
 
 
 def _by_node(rule: str, ranks: set[int], came: Mapping[int, str], text: str, fix: str) -> Iterator[Problem]:

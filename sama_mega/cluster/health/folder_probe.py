@@ -19,8 +19,9 @@ from sama_mega.cluster.health.time_limit import within
 
 _PROBE_BYTES = 4 << 20
 _ANSWER_SECONDS = 30.0
-# Longer than most shared file systems keep what they know of a folder.
-_MARKER_SECONDS = 10.0
+# As long as shared file systems usually go on showing a folder as it was.
+MARKER_SECONDS = 5.0
+_SPACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _GIB = 1 << 30
 _CHOOSE = "choose another train.run_folder"
@@ -76,7 +77,7 @@ def probe_other(
     folder: Path,
     marker: str | None,
     seconds: float = _ANSWER_SECONDS,
-    marker_seconds: float = _MARKER_SECONDS,
+    marker_seconds: float = MARKER_SECONDS,
 ) -> FolderFacts:
     """Looks for rank 0's marker and writes to the folder; for the first rank of every other node.
 
@@ -130,7 +131,7 @@ def _try(folder: Path, probe: Callable[[], None], seconds: float) -> str | None:
 
 def _describe(folder: Path, error: str | None, shows_marker: bool | None) -> FolderFacts:
     try:
-        free = within(_MARKER_SECONDS, lambda: shutil.disk_usage(folder).free / _GIB)
+        free = within(_SPACE_SECONDS, lambda: shutil.disk_usage(folder).free / _GIB)
     except OSError:
         free, shows_marker = None, None  # of a folder that does not exist, the error says all
     return FolderFacts(path=os.path.abspath(folder), free_gib=free, error=error, shows_marker=shows_marker)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import resource
 import selectors
 import socket
@@ -249,8 +250,8 @@ def _listen(port: int) -> socket.socket:
         )
     except OSError as error:
         raise MeetingError(
-            f"rank 0 on {socket.gethostname()} cannot listen at port {port}: {error.strerror}: set MASTER_PORT to a "
-            "port that is free there, or submit again for another one"
+            f"rank 0 on {socket.gethostname()} cannot listen at port {port}: {os.strerror(error.errno or 0)}: "
+            "set MASTER_PORT to a port that is free there, or submit again for another one"
         ) from None
     listener.setblocking(False)
     return listener

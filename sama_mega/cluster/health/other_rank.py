@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from sama_mega.cluster.health.bandwidth import measure
-from sama_mega.cluster.health.folder_probe import probe_other
+from sama_mega.cluster.health.folder_probe import MARKER_SECONDS, probe_other
 from sama_mega.cluster.health.guest import Guest
 from sama_mega.cluster.health.messages import MeetingError, Message
 from sama_mega.cluster.health.rank import Rank, complete, describe_rank
@@ -39,8 +39,11 @@ def check_as_other(rank: Rank) -> int:
 def _report(guest: Guest, rank: Rank, patience_seconds: float) -> None:
     report = describe_rank(rank)
     marker = guest.receive(patience_seconds).get("marker")
-    looks = rank.speaks_for_node and rank.recipe is not None
-    folder = probe_other(rank.recipe.train.run_folder, marker) if looks and rank.recipe is not None else None
+    folder = None
+    if rank.speaks_for_node and rank.recipe is not None:
+        # Rank 0 must have the report in time even where the marker never shows.
+        marker_seconds = min(MARKER_SECONDS, rank.settings.timeout_seconds / 4)
+        folder = probe_other(rank.recipe.train.run_folder, marker, marker_seconds=marker_seconds)
     report = complete(report, rank, folder, guest.local_address)
     guest.tell({"kind": "report", "report": report.model_dump()})
 

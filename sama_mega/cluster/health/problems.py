@@ -72,8 +72,7 @@ def _join(problems: list[Problem], all_nodes: Collection[str]) -> Finding:
     text = first.text
     if any(problem.text != text for problem in problems):
         text += f" (on {first.node}; alike on the others)"
-    fixes = [first.fix] if first.fix else []
+    line = ": ".join(part for part in (names, text, first.fix) if part)
     if first.can_exclude and nodes and set(nodes) < set(all_nodes):
-        fixes.append(f"or leave it out with sbatch --exclude={names}")
-    line = ": ".join(part for part in (names, text, ", ".join(fixes)) if part)
+        line += f", or leave it out with sbatch --exclude={names}"
     return Finding(first.rule, nodes, line, first.is_error)
