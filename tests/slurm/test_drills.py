@@ -14,7 +14,7 @@ from tests.support.tiny_recipe import tiny_world
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(400)]
 
-EVERY = 20
+STEPS, EVERY = 300, 20
 TWO_NODES = {"nodes": 2, "checkpoint__every": EVERY, "checkpoint__keep": 99}
 SLURMD_TIMEOUT_SECONDS = 12
 NODE_LOSS_SECONDS = 120.0
@@ -48,7 +48,7 @@ def assert_same_course(job: TrainingJob, truth: TrainingJob) -> None:
 @pytest.fixture(scope="module")
 def truth(cluster: LocalCluster, world: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     """A run on two nodes that nothing happens to."""
-    job = train_job(cluster, tmp_path_factory.mktemp("jobs") / "truth", world, 600, **TWO_NODES)
+    job = train_job(cluster, tmp_path_factory.mktemp("jobs") / "truth", world, STEPS, **TWO_NODES)
     job.wait_for_end()
     return job
 
@@ -83,8 +83,8 @@ def test_a_signal_before_the_first_step(cluster: LocalCluster, world: Path, tmp_
     assert job.lives[0].reason == "stopped" and cluster.restarts(job.id) == 1
 
 
-def test_signals_without_end_still_come_to_an_end(cluster: LocalCluster, world: Path, tmp_path: Path) -> None:
-    """Lives that are stopped before they can do anything: the job gives up instead of coming back for ever."""
+def test_lives_that_save_nothing_come_to_an_end(cluster: LocalCluster, world: Path, tmp_path: Path) -> None:
+    """Each hangs before it can save anything: the job gives up instead of coming back for ever."""
     job = train_job(
         cluster,
         tmp_path / "run",
@@ -128,13 +128,13 @@ def test_a_crashed_daemon_leaves_an_orphan_that_may_write_nothing(
 def test_a_node_that_loses_power_for_good(
     fragile: LocalCluster, world: Path, tmp_path: Path, truth: TrainingJob
 ) -> None:
-    job = train_job(fragile, tmp_path / "run", world, 600, **TWO_NODES)
+    job = train_job(fragile, tmp_path / "run", world, STEPS, **TWO_NODES)
     job.wait_for_step(2 * EVERY + 5)
     before = job.step
     fragile.kill_node("node2")
     fragile.wait_for_node("node2", {"DOWN", "DOWN*"}, NODE_LOSS_SECONDS)
     fragile.start_node("node2")
-    finish(job, 600)
+    finish(job, STEPS)
     assert job.lives[1].start_step >= before - 2 * EVERY
     assert_same_course(job, truth)
 
@@ -143,26 +143,26 @@ def test_a_node_that_comes_back_before_it_is_missed(
     fragile: LocalCluster, world: Path, tmp_path: Path, truth: TrainingJob
 ) -> None:
     """Slurm does not notice and waits for its tasks; the job does not."""
-    job = train_job(fragile, tmp_path / "run", world, 600, **TWO_NODES)
+    job = train_job(fragile, tmp_path / "run", world, STEPS, **TWO_NODES)
     job.wait_for_step(2 * EVERY + 5)
     before = job.step
     fragile.kill_node("node2")
     fragile.start_node("node2")
     job.wait_for_life(2, NODE_LOSS_SECONDS)
     assert job.lives[1].start_step >= before - 2 * EVERY
-    finish(job, 600)
+    finish(job, STEPS)
     assert_same_course(job, truth)
 
 
 def test_a_network_that_is_cut_and_heals(
     fragile: LocalCluster, world: Path, tmp_path: Path, truth: TrainingJob
 ) -> None:
-    job = train_job(fragile, tmp_path / "run", world, 600, **TWO_NODES)
+    job = train_job(fragile, tmp_path / "run", world, STEPS, **TWO_NODES)
     job.wait_for_step(2 * EVERY + 5)
     before, started = job.step, time.monotonic()
     fragile.cut("node2")
     fragile.wait_for_node("node2", {"DOWN", "DOWN*"}, NODE_LOSS_SECONDS)
     fragile.heal("node2")
-    finish(job, 600)
+    finish(job, STEPS)
     assert job.lives[1].start_step >= before - 2 * EVERY, time.monotonic() - started
     assert_same_course(job, truth)

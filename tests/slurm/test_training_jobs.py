@@ -17,8 +17,8 @@ from tests.support.tiny_recipe import REPOSITORY, TINY, assert_bitwise_equal, ne
 
 pytestmark = pytest.mark.timeout(300)
 
-STEPS = 120
-TWO_NODES = {"nodes": 2, "parallel__tensor": 2, "checkpoint__every": 40, "checkpoint__keep": 9}
+STEPS = 80
+TWO_NODES = {"nodes": 2, "parallel__tensor": 2, "checkpoint__every": 30, "checkpoint__keep": 9}
 MOST_START_SECONDS = 25.0
 """From the start of the job to the end of its first step, on two CPU nodes."""
 GENTLE = 1e-4
@@ -118,25 +118,25 @@ def test_a_rank_that_stops_ends_the_step_with_everybodys_stacks(
 
 def test_a_rank_that_dies_ends_the_step_within_seconds(cluster: LocalCluster, world: Path, tmp_path: Path) -> None:
     job = train_job(cluster, tmp_path / "run", world, 100_000, **TWO_NODES)
-    job.wait_for_step(45)
+    job.wait_for_step(35)
     (pid,) = job.ranks_on("node1")
     os.kill(pid, signal.SIGKILL)
     cluster.wait_until(lambda: not job.ranks(), 10, "the other rank to end")
     job.wait_for_life(2)
     assert job.lives[0].reason == "killed" and "137" in job.lives[0].message
-    assert job.lives[1].start_step == 40
+    assert job.lives[1].start_step == 30
 
 
 def test_scancel_saves_once_and_leaves_nobody(cluster: LocalCluster, world: Path, tmp_path: Path) -> None:
     job = train_job(cluster, tmp_path / "run", world, 100_000, **TWO_NODES)
-    job.wait_for_step(45)
+    job.wait_for_step(35)
     cluster.signal(job.id, "USR1", batch=True)
     cluster.cancel(job.id)
     cluster.wait_for(job.id, "CANCELLED", START_SECONDS)
     cluster.wait_until(lambda: not job.ranks() and not cluster.jobs_alive(), START_SECONDS, "the job to be gone")
     (life,) = job.lives
     assert life.reason == "stopped"
-    assert job.saved_steps == [40, life.last_step]
+    assert job.saved_steps == [30, life.last_step]
     assert not list((job.folder / "checkpoints").glob(".*"))
 
 
