@@ -75,7 +75,7 @@ def _folder_lines(world: World) -> Iterable[str]:
     folders = [node.folder for node in world.nodes if node.folder is not None]
     if folders:
         free = [folder.free_gib for folder in folders if folder.free_gib is not None]
-        space = f"{min(free):.3g} GiB free" if free else "no answer"
+        space = f"{min(free):.3g} GiB free" if free else "cannot be used"
         shared = len(folders) > 1 and all(folder.shows_marker for folder in folders)
         yield f"run folder {folders[0].path}: {space}{', the same on all nodes' if shared else ''}"
 
