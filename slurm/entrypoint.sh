@@ -20,6 +20,8 @@ else
   python=python3
 fi
 
+# Rank 0 holds a connection to every rank, often more than the usual 1,024.
+ulimit -n "$(ulimit -H -n)" 2>/dev/null || true
 # A rank's threads come from its share of the node, not from all of its cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 export PYTHONUNBUFFERED=1
