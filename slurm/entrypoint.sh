@@ -7,8 +7,7 @@ set -euo pipefail
 
 # Until the program listens for it, USR1 would end it; slurm/job.sh sends it again.
 trap '' USR1
-LC_ALL=C printf -v SAMA_MEGA_RANK_STARTED_AT_SECONDS %s "$EPOCHREALTIME"
-export SAMA_MEGA_RANK_STARTED_AT_SECONDS
+export SAMA_MEGA_RANK_STARTED_AT_SECONDS=${EPOCHREALTIME/,/.}
 
 if [[ -n ${SAMA_MEGA_PYTHON:-} ]]; then
   python=$SAMA_MEGA_PYTHON
@@ -35,6 +34,5 @@ export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
 if [[ $1 == train && ${SAMA_MEGA_HEALTH_CHECK:-1} != 0 ]]; then
   "$python" -m sama_mega health "${@:2}"
 fi
-LC_ALL=C printf -v SAMA_MEGA_HEALTHY_AT_SECONDS %s "$EPOCHREALTIME"
-export SAMA_MEGA_HEALTHY_AT_SECONDS
+export SAMA_MEGA_HEALTHY_AT_SECONDS=${EPOCHREALTIME/,/.}
 exec "$python" -m sama_mega "$@"

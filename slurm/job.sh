@@ -6,8 +6,7 @@ set -uo pipefail
 
 say() { printf 'job %s: %s\n' "$SLURM_JOB_ID" "$*" >&2; }
 
-LC_ALL=C printf -v SAMA_MEGA_JOB_STARTED_AT_SECONDS %s "$EPOCHREALTIME"
-export SAMA_MEGA_JOB_STARTED_AT_SECONDS
+export SAMA_MEGA_JOB_STARTED_AT_SECONDS=${EPOCHREALTIME/,/.}
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 # --- signals ---------------------------------------------------------------------------------------------------------

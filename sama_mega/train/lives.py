@@ -92,6 +92,11 @@ class LifeFile:
         number = folder.start_life(details)
         return cls(folder, {"life": number, **_read(folder.life_path(number)), **details})
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the end is written."""
+        return self._values.get("ended_at") is not None
+
     def require_newest(self) -> None:
         """Raises SupersededError once a newer life has begun; one look into a folder."""
         newest = self._folder.newest_life()

@@ -23,7 +23,7 @@ from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_par
 from sama_mega.parallel.torch_settings import apply_torch_settings
 from sama_mega.train.agreement import agreeing_batches, require_same_everywhere
 from sama_mega.train.batch import Batcher
-from sama_mega.train.hooks.base import Hook, RunEnd
+from sama_mega.train.hooks.base import Hook
 from sama_mega.train.hooks.checkpoint import CheckpointHook
 from sama_mega.train.hooks.life import LifeHook
 from sama_mega.train.hooks.metrics import MetricsHook
@@ -34,6 +34,7 @@ from sama_mega.train.hooks.tracker import TrackerHook
 from sama_mega.train.hooks.watchdog import WatchdogHook
 from sama_mega.train.loop import Loop, Run
 from sama_mega.train.pace import Pace
+from sama_mega.train.run_end import RunEnd
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.startup import StartupClock
 from sama_mega.train.state import TrainState, build_train_state
@@ -141,13 +142,12 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
         state = build_train_state(recipe, context, initialize=begin_from is None)
         restore(recipe, begin_from, state)
     start.clock.mark("model and data")
-    life = begin_life(recipe, state.step, context)
-    # An earlier life may have saved while this one got ready; from here on it may not.
-    newest, lines = find_start(recipe, folder, context)
-    if newest != begin_from:
-        restore(recipe, newest, state)
-        life.goes_on_from(state.step)
-    with _open_log(folder, life.number, context, setup):
+    with begin_life(recipe, state.step, context) as life, _open_log(folder, life.number, context, setup):
+        # An earlier life may have saved while this one got ready; from here on it may not.
+        newest, lines = find_start(recipe, folder, context)
+        if newest != begin_from:
+            restore(recipe, newest, state)
+            life.goes_on_from(state.step)
         run = Run(recipe, folder, context.is_first_rank, state.step, recipe.train.steps)
         _announce(
             [f"life {life.number} on {', '.join(life.nodes)}", *lines, _headline(run, dataset, loader, context, state)],

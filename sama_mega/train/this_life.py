@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from sama_mega.checkpoint.folder import complete_checkpoints, resolve_checkpoint
@@ -22,6 +23,7 @@ from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.agreement import from_first_rank
 from sama_mega.train.checkpoint import load_checkpoint, load_initial_weights
 from sama_mega.train.lives import LifeFile
+from sama_mega.train.run_end import end_by
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.state import TrainState
 
@@ -65,11 +67,29 @@ def restore(recipe: Recipe, start: Path | None, state: TrainState) -> None:
 
 @dataclass(frozen=True)
 class ThisLife:
-    """This life of the run, as one rank knows it: its number, and on the first rank its file and the ranks' hosts."""
+    """This life of the run, as one rank knows it; while entered, an error that passes ends its record.
+
+    Attributes:
+        number: The life's number.
+        file: On the first rank its file.
+        nodes: On the first rank the ranks' hosts.
+    """
 
     number: int
     file: LifeFile | None
     nodes: tuple[str, ...] = ()
+
+    def __enter__(self) -> ThisLife:
+        """Begins."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Writes how the life ended, unless that is written."""
+        if error is not None and self.file is not None and not self.file.has_ended:
+            end = end_by(error)
+            self.file.end(end.reason, end.message)
 
     def require_newest(self) -> None:
         """Raises SupersededError on the first rank once a newer life has begun; the others hear of it from there."""

@@ -12,9 +12,10 @@ import pytest
 
 from sama_data.errors import DataError
 from sama_mega.config.errors import CheckpointError, ConfigError, UserError
-from sama_mega.train.hooks.base import Hook, RunEnd
+from sama_mega.train.hooks.base import Hook
 from sama_mega.train.lives import SupersededError
 from sama_mega.train.loop import Loop, Run, TrainingStalledError
+from sama_mega.train.run_end import RunEnd
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.stop import RunStopped
 from tests.support.tiny_recipe import tiny_recipe

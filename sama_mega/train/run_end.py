@@ -1,0 +1,39 @@
+"""How a run ended, in the words of its life's record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sama_data.errors import DataError
+from sama_mega.config.errors import UserError
+from sama_mega.train.lives import SupersededError
+
+EndReason = Literal["finished", "stopped", "interrupted", "superseded", "refused", "failed"]
+"""`stopped`: told to by a signal, everything saved. `superseded`: a newer life of the run has begun. `refused`: what
+the user gave (data, a disk) is at fault, and would be again. `failed`: all else; another start may fare better."""
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How a run ended.
+
+    Attributes:
+        reason: The kind of end.
+        message: Why, in one line; empty when it finished.
+    """
+
+    reason: EndReason
+    message: str = ""
+
+
+def end_by(error: BaseException) -> RunEnd:
+    """The end that an error means."""
+    message = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return RunEnd("interrupted", "by the keyboard")
+    if isinstance(error, SupersededError):
+        return RunEnd("superseded", message)
+    if isinstance(error, (UserError, DataError)):
+        return RunEnd("refused", message)
+    return RunEnd("failed", f"{type(error).__name__}: {message}")
