@@ -88,7 +88,8 @@ fi
 case $("${ask[@]}") in
   done) exit 0 ;;
   requeue)
-    if ! scontrol requeue "$SLURM_JOB_ID"; then
+    # Of an array, this element alone: the number of one element is also that of the whole array.
+    if ! scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"; then
       say "error: Slurm does not start the job again, as scontrol says above: submit it again to go on"
       exit 1
     fi

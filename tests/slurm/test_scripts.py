@@ -119,6 +119,14 @@ def test_the_decision_becomes_the_jobs_end(
     assert ("does not start the job again" in result.stderr) == (scontrol_status == "1")
 
 
+def test_of_an_array_one_element_starts_again(stage: Stage) -> None:
+    # Slurm takes the plain number, which one element shares with the array, for all elements: it would kill those that
+    # run and start those again that are done.
+    array = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}
+    stage.run("job.sh", "train", "recipe.yaml", **GPUS, **array, DECISION="requeue")
+    assert "scontrol requeue 77_3" in stage.calls("scontrol")
+
+
 def test_modules_are_loaded_first(stage: Stage) -> None:
     stage.stand_in("with_modules", f'module() {{ echo "module $*" >> {stage.calls_path}; }}; export -f module; "$@"')
     environment = {
