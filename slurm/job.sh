@@ -31,11 +31,14 @@ pass_on() {
 # node, the first, have been gone for so long, the run has ended whatever srun waits for.
 lost_node_seconds=${SAMA_MEGA_LOST_NODE_SECONDS:-120}
 give_up_when_alone() {
-  local seen='' gone_seconds=0 poll_seconds=5
+  local seen='' gone_seconds=0 poll_seconds=5 processes
   while sleep "$poll_seconds" && kill -0 "$ranks" 2>/dev/null; do
-    if scontrol listpids "$SLURM_JOB_ID.0" 2>/dev/null | grep -q '^[0-9]'; then
+    processes=$(scontrol listpids "$SLURM_JOB_ID" 2>/dev/null | awk '{ print $3 }')
+    if grep -qx 0 <<<"$processes"; then
       seen=1 gone_seconds=0
-    elif [[ -n $seen ]] && (((gone_seconds += poll_seconds) >= lost_node_seconds)); then
+    # A scontrol that does not list this script either says nothing of the ranks.
+    elif [[ -n $seen ]] && grep -qx batch <<<"$processes" &&
+      (((gone_seconds += poll_seconds) >= lost_node_seconds)); then
       say "this node's ranks ended $gone_seconds s ago and Slurm still waits for another node's: given up (SAMA_MEGA_LOST_NODE_SECONDS)"
       kill -KILL "$ranks"
     fi
@@ -87,7 +90,8 @@ fi
 case $("${ask[@]}") in
   done) exit 0 ;;
   requeue)
-    if ! scontrol requeue "$SLURM_JOB_ID"; then
+    # Of an array, this element alone: the number of one element is also that of the whole array.
+    if ! scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"; then
       say "error: Slurm does not start the job again, as scontrol says above: submit it again to go on"
       exit 1
     fi

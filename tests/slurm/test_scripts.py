@@ -119,6 +119,34 @@ def test_the_decision_becomes_the_jobs_end(
     assert ("does not start the job again" in result.stderr) == (scontrol_status == "1")
 
 
+HEADER, RANK, SCRIPT = "PID JOBID STEPID LOCALID GLOBALID", "9 77 0 0 0", "8 77 batch 0 0"
+
+
+@pytest.mark.parametrize(
+    ("then", "status"),
+    [
+        (f'echo "{HEADER}"; echo "{SCRIPT}"', 137),  # the ranks of this node are gone, and srun waits for others
+        ("exit 1", 0),  # scontrol cannot say: its configuration or the user database is out of reach
+    ],
+)
+def test_a_step_is_given_up_when_this_nodes_ranks_are_known_to_be_gone(stage: Stage, then: str, status: int) -> None:
+    # `sleep` returns at once here, so that minutes pass in a moment.
+    asked = f"grep -c listpids {stage.calls_path}"
+    stage.stand_in("scontrol", f'(($({asked}) > 2)) || {{ echo "{HEADER}"; echo "{RANK}"; exit; }}\n{then}')
+    stage.stand_in("srun", f"while (($({asked}) < 40)); do :; done")
+    result = stage.run("job.sh", "train", "recipe.yaml", **GPUS, DECISION="stop")
+    assert result.returncode == (status or 1)
+    assert ("given up" in result.stderr) == (status == 137)
+
+
+def test_of_an_array_one_element_starts_again(stage: Stage) -> None:
+    # Slurm takes the plain number, which one element shares with the array, for all elements: it would kill those that
+    # run and start those again that are done.
+    array = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}
+    stage.run("job.sh", "train", "recipe.yaml", **GPUS, **array, DECISION="requeue")
+    assert "scontrol requeue 77_3" in stage.calls("scontrol")
+
+
 def test_modules_are_loaded_first(stage: Stage) -> None:
     stage.stand_in("with_modules", f'module() {{ echo "module $*" >> {stage.calls_path}; }}; export -f module; "$@"')
     environment = {

@@ -52,7 +52,7 @@ class CheckpointHook(Hook):
         self._saved_step = self._state.step
 
     def raise_failure(self) -> None:
-        """Raises CheckpointError on the ranks that know of a failed save."""
+        """Raises the failure on the ranks that know of a failed save."""
         if self._saver is not None:
             self._saver.raise_failure()
 

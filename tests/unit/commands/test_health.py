@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from sama_mega.cluster.health.guest import Guest
 from sama_mega.commands import health
 from sama_mega.config.errors import ConfigError
 
@@ -96,6 +97,26 @@ def run_ranks(*arguments: str, ranks: Sequence[Mapping[str, str]] = ({}, {}), **
         port = int(server.getsockname()[1])
     started = [start_rank(rank, len(ranks), port, arguments, **{**common, **own}) for rank, own in enumerate(ranks)]
     return end(started)
+
+
+def test_what_is_wrong_is_told_before_the_others_end(place: Path) -> None:
+    """They end at a bad verdict, and srun then ends rank 0 too: it may have said nothing more by then."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+    first = start_rank(0, 2, port, SAMA_MEGA_HEALTH_TIMEOUT_SECONDS="2")
+    try:
+        # A rank that came and hangs before it can report.
+        hello = {"key": "job 4711 step 0 restart 0 of 2 ranks", "rank": 1, "node": "node2"}
+        with Guest("localhost", port, hello, TIMEOUT_SECONDS) as guest:
+            kinds = [guest.receive(TIMEOUT_SECONDS)["kind"] for _ in range(2)]
+            first.kill()
+        _, err = first.communicate(timeout=TIMEOUT_SECONDS)
+    finally:
+        first.kill()
+        first.wait()
+    assert kinds == ["welcome", "verdict"]
+    assert "node2: rank 1 came but did not report within 2 s" in err
+    assert not list(place.rglob(".health-marker-*"))
 
 
 def test_alone_on_a_workstation(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
