@@ -329,7 +329,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if not _is_user_error(error):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if not getattr(error, "told_by_first_rank", False):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(USER_ERROR_STATUS)
 
 

@@ -8,6 +8,7 @@ say() { printf 'job %s: %s\n' "$SLURM_JOB_ID" "$*" >&2; }
 
 export SAMA_MEGA_JOB_STARTED_AT_SECONDS=${EPOCHREALTIME/,/.}
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+say "$(date '+%F %T'): $* on $SLURM_JOB_NUM_NODES nodes (${SLURM_JOB_NODELIST:-?})${SLURM_RESTART_COUNT:+, started again for the ${SLURM_RESTART_COUNT}. time}"
 
 # --- signals ---------------------------------------------------------------------------------------------------------
 # USR1 (#SBATCH --signal=B:USR1@SECONDS: the time limit is near; a preemption may send it too): the ranks save at their
@@ -90,6 +91,7 @@ fi
 case $("${ask[@]}") in
   done) exit 0 ;;
   requeue)
+    say "$(date +%T): back into the queue; Slurm says CANCELLED ... DUE TO JOB REQUEUE"
     # Of an array, this element alone: the number of one element is also that of the whole array.
     if ! scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"; then
       say "error: Slurm does not start the job again, as scontrol says above: submit it again to go on"
@@ -98,5 +100,6 @@ case $("${ask[@]}") in
     sleep 60 # Slurm ends this script before
     exit 0
     ;;
-  *) exit $((status ? status : 1)) ;;
+  # srun's status is the largest: of ranks that were ended because another failed, it tells nothing.
+  *) exit $((status == 0 || status > 128 ? 1 : status)) ;;
 esac

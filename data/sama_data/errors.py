@@ -6,7 +6,13 @@ from pathlib import Path
 
 
 class DataError(Exception):
-    """The data or a request for it is wrong; one line that names the thing, the rule and the fix."""
+    """The data or a request for it is wrong; one line that names the thing, the rule and the fix.
+
+    Attributes:
+        told_by_first_rank: Whether rank 0 of several says the same, so that this one need not.
+    """
+
+    told_by_first_rank = False
 
 
 class ClipError(DataError):

@@ -56,7 +56,9 @@ def judge(
     )
     if life.reason == "finished":
         return Verdict("done", told)
-    if life.reason in ("refused", "superseded", "interrupted"):
+    if life.reason in ("superseded", "interrupted"):
+        return Verdict("stop", f"{told}; it is not started again")
+    if life.reason == "refused":
         return Verdict("stop", f"{told}; it is not started again, since it would end the same way")
     if life.reason == "stopped" and REQUEUE_SIGNAL not in life.message:
         return Verdict("stop", f"{told}; it is not started again, since somebody ended it: submit it again to go on")

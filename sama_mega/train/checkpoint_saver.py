@@ -16,6 +16,7 @@ from sama_mega.config.errors import CheckpointError
 from sama_mega.config.schema import Recipe
 from sama_mega.parallel.collectives import form_background_group
 from sama_mega.parallel.host_copy import HostCopy
+from sama_mega.parallel.launch import lost_touch
 from sama_mega.parallel.runtime import DEFAULT_TIMEOUT_SECONDS, ParallelContext
 from sama_mega.parallel.sharded_state import ShardedState
 from sama_mega.train.checkpoint import describe_position, whole_state
@@ -128,7 +129,10 @@ class CheckpointSaver:
                 _log.error("%s was not saved: %s", final, self._problem)
         except BaseException as error:
             self._problem = RuntimeError(f"{final} was not saved: {error!r}")
-            _log.exception("%s was not saved", final)
+            if lost_touch(str(error)):
+                _log.error("%s was not saved: another rank has ended", final)
+            else:
+                _log.exception("%s was not saved", final)
         else:
             if self._context.is_first_rank:
                 seconds = time.perf_counter() - started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from sama_mega.observe.progress import stderr_is_terminal
 from sama_mega.parallel.layout import samples_needed_per_rank, too_few_samples
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 from sama_mega.parallel.torch_settings import apply_torch_settings
-from sama_mega.train.agreement import agreeing_batches, require_same_everywhere
+from sama_mega.train.agreement import agreeing_batches, on_every_rank, require_same_everywhere
 from sama_mega.train.batch import Batcher
 from sama_mega.train.hooks.base import Hook
 from sama_mega.train.hooks.checkpoint import CheckpointHook
@@ -99,11 +100,11 @@ def train(recipe: Recipe, start: Start | None = None) -> RunSummary:
     start = start or Start(StopRequest(), StartupClock({}))
     start.clock.mark("imports")
     apply_torch_settings(recipe)
-    dataset = open_dataset(recipe)
-    start.clock.mark("manifests")
     context = start_parallel(recipe)
     start.clock.mark("ranks meet")
     try:
+        dataset = on_every_rank(context, lambda: open_dataset(recipe))
+        start.clock.mark("manifests")
         require_same_everywhere(recipe, dataset, context)
         return _train_on_ranks(recipe, dataset, context, start)
     finally:
@@ -135,9 +136,8 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
     """Checks everything that can be wrong before it writes anything: a life claimed in vain fences a healthy run."""
     folder = RunFolder(recipe.train.run_folder)
     with SetupLog() as setup:
-        encoders = build_encoders(recipe, context.device)
-        loader = build_loader(recipe, dataset, context, folder)
-        _require_samples_for_every_rank(recipe, loader, context)
+        encoders = on_every_rank(context, lambda: build_encoders(recipe, context.device))
+        loader = on_every_rank(context, lambda: build_loader(recipe, dataset, context, folder))
         begin_from, _ = find_start(recipe, folder, context)
         state = build_train_state(recipe, context, initialize=begin_from is None)
         restore(recipe, begin_from, state)
@@ -171,7 +171,7 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
         with closing(_batches(loader, run, checkpoints, life, pace)) as batches:
             end = loop.run(agreeing_batches(batches, context, start.stop))
         summary = _summarize(folder, end, state, loader, batcher)
-        _report_end(summary, end, recipe, folder)
+        _report_end(summary, end, recipe, run)
     return summary
 
 
@@ -184,20 +184,19 @@ def _open_log(folder: RunFolder, life: int, context: ParallelContext, setup: Set
         rank_log_path=rank_log_path,
         life=life,
         draws_bar=stderr_is_terminal(),
+        stamps_terminal="SLURM_JOB_ID" in os.environ and not stderr_is_terminal(),
         earlier=earlier,
         plain_errors=(UserError, DataError),
     )
 
 
-def _require_samples_for_every_rank(recipe: Recipe, loader: SampleLoader, context: ParallelContext) -> None:
-    """Refuses a step that is too small for the layout, before anything is written."""
-    needed = samples_needed_per_rank(recipe.parallel)
-    if loader.num_slots < needed * context.layout.data:
-        raise ConfigError(too_few_samples(recipe.parallel, loader.num_slots, context.layout.data))
-
-
 def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, folder: RunFolder) -> SampleLoader:
-    """Builds this data rank's loader."""
+    """Builds this data rank's loader.
+
+    Raises:
+        ConfigError: A step is too small for the layout.
+        DataError: No stream has both rows and slots.
+    """
     data = recipe.data
     settings = LoaderSettings(
         images_per_step=data.images_per_step,
@@ -213,7 +212,10 @@ def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, fol
         at_least_per_rank=samples_needed_per_rank(recipe.parallel),
     )
     quarantine = Quarantine(folder.quarantine_path)
-    return SampleLoader(dataset, settings, context.data_rank, context.layout.data, quarantine)
+    loader = SampleLoader(dataset, settings, context.data_rank, context.layout.data, quarantine)
+    if loader.num_slots < samples_needed_per_rank(recipe.parallel) * context.layout.data:
+        raise ConfigError(too_few_samples(recipe.parallel, loader.num_slots, context.layout.data))
+    return loader
 
 
 def _batches(
@@ -261,7 +263,10 @@ def _summarize(folder: RunFolder, end: RunEnd, state: TrainState, loader: Sample
     )
 
 
-def _report_end(summary: RunSummary, end: RunEnd, recipe: Recipe, folder: RunFolder) -> None:
+def _report_end(summary: RunSummary, end: RunEnd, recipe: Recipe, run: Run) -> None:
+    folder = run.folder
+    if end.reason == "finished" and run.start_step >= run.total_steps:
+        _log.info("nothing was left to do after step %d: raise train.steps to go on", summary.steps)
     if end.reason == "stopped":
         saved = f"saved in {summary.checkpoint}" if summary.checkpoint else "nothing was done that could be lost"
         _log.info(

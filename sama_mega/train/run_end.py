@@ -7,6 +7,7 @@ from typing import Literal
 
 from sama_data.errors import DataError
 from sama_mega.config.errors import UserError
+from sama_mega.parallel.launch import lost_touch
 from sama_mega.train.lives import SupersededError
 
 EndReason = Literal["finished", "stopped", "interrupted", "superseded", "refused", "failed"]
@@ -36,4 +37,6 @@ def end_by(error: BaseException) -> RunEnd:
         return RunEnd("superseded", message)
     if isinstance(error, (UserError, DataError)):
         return RunEnd("refused", message)
+    if lost_touch(message):
+        return RunEnd("failed", "lost touch with another rank, which has ended")
     return RunEnd("failed", f"{type(error).__name__}: {message}")

@@ -15,7 +15,7 @@ from sama_mega.checkpoint.folder import complete_checkpoints, resolve_checkpoint
 from sama_mega.checkpoint.replace import put_back_interrupted
 from sama_mega.checkpoint.same_course import require_same_course
 from sama_mega.config import recipe_to_yaml
-from sama_mega.config.errors import ConfigError
+from sama_mega.config.errors import CheckpointError, ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.observe.environment import describe_environment
 from sama_mega.parallel.collectives import gather_objects_on_first
@@ -49,7 +49,10 @@ def find_start(recipe: Recipe, folder: RunFolder, context: ParallelContext) -> t
             return own[-1], [f"resumed {own[-1]}", *(f"changed since then: {line}" for line in changed)]
         if recipe.checkpoint.init_from is None:
             return None, ["started from random weights (checkpoint.init_from is null)"]
-        start = resolve_checkpoint(recipe.checkpoint.init_from)
+        try:
+            start = resolve_checkpoint(recipe.checkpoint.init_from)
+        except CheckpointError as error:
+            raise CheckpointError(f"checkpoint.init_from: {error}; a stage that is to make it must run first") from None
         return start, [f"started from the {recipe.checkpoint.init_weights} weights of {start}"]
 
     return from_first_rank(context, find)

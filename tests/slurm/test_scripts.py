@@ -31,7 +31,10 @@ class Stage:
 
     def stand_in(self, name: str, then: str) -> None:
         path = self.folder / name
-        path.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "{name} $*" >> {self.calls_path}\n{then}\n')
+        # A Python is asked first whether it has the package; the stand-in has.
+        path.write_text(
+            f'#!/usr/bin/env bash\n[[ $1 != -c ]] || exit 0\nprintf "%s\\n" "{name} $*" >> {self.calls_path}\n{then}\n'
+        )
         path.chmod(0o755)
 
     def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -106,6 +109,7 @@ def test_a_container_sees_the_folder_of_submission_unless_told_otherwise(stage: 
         ("requeue", "137", "1", 1),
         ("stop", "0", "0", 1),  # told to stop: nothing failed, and nothing is finished either
         ("stop", "2", "0", 2),
+        ("stop", "143", "0", 1),  # of a rank that was ended because another failed
         ("", "3", "0", 3),  # whoever was asked could not say
     ],
 )
@@ -123,20 +127,20 @@ HEADER, RANK, SCRIPT = "PID JOBID STEPID LOCALID GLOBALID", "9 77 0 0 0", "8 77 
 
 
 @pytest.mark.parametrize(
-    ("then", "status"),
+    ("then", "gives_up"),
     [
-        (f'echo "{HEADER}"; echo "{SCRIPT}"', 137),  # the ranks of this node are gone, and srun waits for others
-        ("exit 1", 0),  # scontrol cannot say: its configuration or the user database is out of reach
+        (f'echo "{HEADER}"; echo "{SCRIPT}"', True),  # the ranks of this node are gone, and srun waits for others
+        ("exit 1", False),  # scontrol cannot say: its configuration or the user database is out of reach
     ],
 )
-def test_a_step_is_given_up_when_this_nodes_ranks_are_known_to_be_gone(stage: Stage, then: str, status: int) -> None:
+def test_a_step_is_given_up_when_this_nodes_ranks_are_known_to_be_gone(stage: Stage, then: str, gives_up: bool) -> None:
     # `sleep` returns at once here, so that minutes pass in a moment.
     asked = f"grep -c listpids {stage.calls_path}"
     stage.stand_in("scontrol", f'(($({asked}) > 2)) || {{ echo "{HEADER}"; echo "{RANK}"; exit; }}\n{then}')
     stage.stand_in("srun", f"while (($({asked}) < 40)); do :; done")
     result = stage.run("job.sh", "train", "recipe.yaml", **GPUS, DECISION="stop")
-    assert result.returncode == (status or 1)
-    assert ("given up" in result.stderr) == (status == 137)
+    assert result.returncode == 1
+    assert ("given up" in result.stderr) == gives_up
 
 
 def test_of_an_array_one_element_starts_again(stage: Stage) -> None:
@@ -178,6 +182,26 @@ def test_ranks_check_their_nodes_before_they_train_and_nobody_else_does(stage: S
         "python -m sama_mega edit runs/x clip.mp4",
         "python -m sama_mega train recipe.yaml",
     ]
+
+
+def test_a_python_without_the_package_is_said_once_a_node(stage: Stage) -> None:
+    (stage.folder / "bare").write_text("#!/usr/bin/env bash\nexit 1\n")
+    (stage.folder / "bare").chmod(0o755)
+    for python in (stage.folder / "bare", stage.folder / "none"):
+        first, second = (
+            stage.run("entrypoint.sh", "train", "r", SAMA_MEGA_PYTHON=str(python), SLURM_LOCALID=rank) for rank in "01"
+        )
+        assert first.returncode == second.returncode == 2
+        assert f"error: gpu01: {python} cannot run sama-mega: run make install" in first.stderr
+        assert len(first.stderr.splitlines()) == 1 and second.stderr == ""
+
+
+def test_a_job_from_another_folder_is_told_what_to_do(stage: Stage) -> None:
+    result = stage.run("stage0.sh", "recipe.yaml", SLURM_SUBMIT_DIR=str(stage.folder))
+    assert result.returncode == 2
+    assert (
+        f"error: {stage.folder}/slurm has no job.sh: submit from the clone, or export SAMA_MEGA_SLURM" in result.stderr
+    )
 
 
 def test_a_rank_on_a_sick_node_does_not_train(stage: Stage) -> None:

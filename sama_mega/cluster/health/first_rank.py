@@ -26,6 +26,7 @@ from sama_mega.cluster.health.rank import Rank, complete, describe_rank
 from sama_mega.cluster.health.rules import HEALTHY, UNHEALTHY, exit_status, find_problems
 from sama_mega.cluster.health.world import Attendance, ClockOffset, Node, World, group_by_node
 from sama_mega.cluster.node_list import expand_nodes
+from sama_mega.cluster.occupied import occupied_by
 from sama_mega.config.errors import ConfigError
 
 _CLOCK_SECONDS = 5.0
@@ -88,13 +89,23 @@ def check_as_first(rank: Rank, tell: Callable[[Outcome], None]) -> int:
 def _examine(host: Host, rank: Rank, look: FirstLook | None, started: float) -> Outcome:
     """Hears all ranks, holds the rules, and measures where all is well so far."""
     world = _hear_all(host, rank, look)
-    problems = find_problems(world, rank.recipe, rank.settings)
+    problems = [*find_problems(world, rank.recipe, rank.settings), *_occupant(rank)]
     bandwidth = None
     if exit_status(problems) == HEALTHY and _wants_measurement(world, rank):
         bandwidth, more = _measure(host, world, rank)
         problems += more
     findings = tuple(group_problems(problems, world.node_names))
     return Outcome(exit_status(problems), findings, world, bandwidth, time.monotonic() - started)
+
+
+def _occupant(rank: Rank) -> list[Problem]:
+    """Another job that trains in the run folder: this one would take it over."""
+    if rank.recipe is None or not rank.is_job:
+        return []
+    occupied = occupied_by(rank.recipe.train.run_folder, rank.environ.get("SLURM_JOB_ID"))
+    if occupied is None:
+        return []
+    return [Problem("occupied", None, occupied, "scancel it first, or choose another train.run_folder", is_input=True)]
 
 
 def expected_tasks(environ: Mapping[str, str]) -> dict[str, int]:

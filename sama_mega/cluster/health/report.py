@@ -51,12 +51,15 @@ def _node_lines(world: World) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for node in world.nodes:
         kinds.setdefault(_describe_node(node), []).append(node.name)
-    return [f"nodes      {compress_nodes(names)}: {kind}" for kind, names in kinds.items()]
+    return [
+        f"nodes      {compress_nodes(names)}:{' each' if len(names) > 1 else ''} {kind}"
+        for kind, names in kinds.items()
+    ]
 
 
 def _describe_node(node: Node) -> str:
     ranks = f"{node.num_ranks} rank{'s' if node.num_ranks > 1 else ''}"
-    cpus = f" with {node.machine.cpus} CPU{'s' if node.machine.cpus > 1 else ''}" if node.machine else ""
+    cpus = f", {node.machine.cpus} CPU{'s' if node.machine.cpus > 1 else ''}" if node.machine else ""
     return f"{ranks}{cpus}, {_describe_gpus(node)}"
 
 
@@ -90,7 +93,8 @@ def _software_lines(world: World) -> Iterable[str]:
     first = world.nodes[0]
     if first.software is not None:
         known = [f"{name} {found}" for name in _SHOWN_PACKAGES if (found := first.software.versions.get(name))]
-        yield f"software   {', '.join([f'Python {first.reports[0].python}', *known])}, code {_digest(first)}"
+        known = [f"Python {first.reports[0].python}", *known, f"digest of the code {_digest(first)}"]
+        yield f"software   {', '.join(known)}"
 
 
 def _bandwidth_lines(outcome: Outcome) -> Iterable[str]:

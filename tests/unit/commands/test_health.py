@@ -166,7 +166,7 @@ def test_two_healthy_ranks(place: Path) -> None:
     assert (first.status, other.status) == (0, 0), first.err + other.err
     assert (other.out, other.err, first.err) == ("", "", "")
     lines = first.out.splitlines()
-    assert lines[0].startswith("nodes      node[1-2]: 1 rank with ")
+    assert lines[0].startswith("nodes      node[1-2]: each 1 rank, ")
     assert lines[1].startswith(f"run folder {place}/runs/demo_stage0: ") and lines[1].endswith("the same on all nodes")
     assert lines[2].startswith("clocks     at most 0.0") and lines[4].startswith("healthy    after ")
     report = json.loads(lines[-1])

@@ -135,7 +135,11 @@ def test_a_save_that_fails_at_the_stop_fails_the_run(tmp_path: Path) -> None:
         (DataError("all clips are bad"), RunEnd("refused", "all clips are bad")),
         (SupersededError("life 2 has begun"), RunEnd("superseded", "life 2 has begun")),
         (KeyboardInterrupt(), RunEnd("interrupted", "by the keyboard")),
-        (RuntimeError("Connection closed\nby peer"), RunEnd("failed", "RuntimeError: Connection closed by peer")),
+        (RuntimeError("CUDA out\nof memory"), RunEnd("failed", "RuntimeError: CUDA out of memory")),
+        (
+            RuntimeError("[pair.cc:553] Connection closed by peer [10.0.0.1]"),
+            RunEnd("failed", "lost touch with another rank, which has ended"),
+        ),
         (MemoryError(), RunEnd("failed", "MemoryError: ")),
         (SystemExit(3), RunEnd("failed", "SystemExit: 3")),
     ],
