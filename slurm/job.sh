@@ -83,15 +83,21 @@ if [[ -n $cancelled ]]; then
   say "cancelled"
   exit 143
 fi
-ask=(bash "$folder/entrypoint.sh" job-ended --status "$status" "${@:2}")
+# Of an array, this element alone: the number of one element is also that of the whole array.
+job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+ask=(bash "$folder/entrypoint.sh" job-ended --status "$status")
+# A preemption with a grace time sends TERM, to the ranks alone.
+if scontrol show job "$job" 2>/dev/null | grep -q 'PreemptTime=[0-9]'; then
+  ask+=(--preempted)
+fi
+ask+=("${@:2}")
 if [[ -n ${SAMA_MEGA_CONTAINER_IMAGE:-} ]]; then
   ask=(srun --overlap --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "${container[@]}" "${ask[@]}")
 fi
 case $("${ask[@]}") in
   done) exit 0 ;;
   requeue)
-    # Of an array, this element alone: the number of one element is also that of the whole array.
-    if ! scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"; then
+    if ! scontrol requeue "$job"; then
       say "error: Slurm does not start the job again, as scontrol says above: submit it again to go on"
       exit 1
     fi

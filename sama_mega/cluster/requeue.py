@@ -13,7 +13,8 @@ MAX_LIVES_WITHOUT_PROGRESS = 3
 """How many lives of one job in a row may end with nothing new saved."""
 
 REQUEUE_SIGNAL = "SIGUSR1"
-"""What a time limit or a preemption sends before it ends the job; anything else that stops a run is meant to."""
+"""What a time limit or a preemption sends before it ends the job; anything else that stops a run is meant to, unless
+Slurm says that it preempts the job: with a grace time, it sends TERM."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ def judge(
     restarts: int,
     status: int,
     max_without_progress: int = MAX_LIVES_WITHOUT_PROGRESS,
+    *,
+    preempted: bool = False,
 ) -> Verdict:
     """Decides from a run's lives.
 
@@ -46,9 +49,12 @@ def judge(
         restarts: How often Slurm had started it again when this start began.
         status: Exit status of the job step.
         max_without_progress: See `MAX_LIVES_WITHOUT_PROGRESS`.
+        preempted: Whether Slurm takes the nodes for another job.
     """
     ours = [life for life in lives if life.job == job]
     if not ours or ours[-1].restarts != restarts:
+        if preempted:
+            return Verdict("requeue", "the run did not begin: Slurm takes the nodes for another job")
         return Verdict("stop", f"the run did not begin (status {status}): the reason is above; it is not started again")
     life = ours[-1]
     told = (
@@ -58,7 +64,7 @@ def judge(
         return Verdict("done", told)
     if life.reason in ("refused", "superseded", "interrupted"):
         return Verdict("stop", f"{told}; it is not started again, since it would end the same way")
-    if life.reason == "stopped" and REQUEUE_SIGNAL not in life.message:
+    if life.reason == "stopped" and REQUEUE_SIGNAL not in life.message and not preempted:
         return Verdict("stop", f"{told}; it is not started again, since somebody ended it: submit it again to go on")
     without = lives_without_progress(ours, newest_step)
     if without >= max_without_progress:

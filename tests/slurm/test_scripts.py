@@ -139,6 +139,16 @@ def test_a_step_is_given_up_when_this_nodes_ranks_are_known_to_be_gone(stage: St
     assert ("given up" in result.stderr) == (status == 137)
 
 
+@pytest.mark.parametrize(("time", "is_told"), [("2026-11-20T13:44:30", True), ("None", False)])
+def test_a_preemption_is_told_to_whoever_decides(stage: Stage, time: str, is_told: bool) -> None:
+    stage.stand_in(
+        "scontrol", f'[[ "$1 $2 $3" != "show job 77" ]] || echo "   PreemptEligibleTime=2026 PreemptTime={time}"'
+    )
+    stage.run("job.sh", "train", "recipe.yaml", **GPUS)
+    question = next(call for call in stage.calls("python") if "job-ended" in call)
+    assert ("--preempted" in question.split()) == is_told
+
+
 def test_of_an_array_one_element_starts_again(stage: Stage) -> None:
     # Slurm takes the plain number, which one element shares with the array, for all elements: it would kill those that
     # run and start those again that are done.

@@ -55,6 +55,15 @@ def test_what_would_end_the_same_way_does_not(reason: str, message: str) -> None
     assert verdict.message.startswith(f"life 1 ended at step 5: {reason}, {message}; it is not started again")
 
 
+def test_a_preempted_job_starts_again_whatever_signal_said_so() -> None:
+    stopped = life(reason="stopped", message="told to stop by SIGTERM")
+    assert judge([stopped], 4, JOB, 0, 0, preempted=True).decision == "requeue"
+    refused = life(reason="refused", message="the disk is full")
+    assert judge([refused], 4, JOB, 0, 2, preempted=True).decision == "stop"
+    # Before the run began there was nobody to listen: the signal ended the ranks.
+    assert judge([], 0, JOB, 0, 143, preempted=True).decision == "requeue"
+
+
 @pytest.mark.parametrize("lives", [[], [life(job="78")], [life(job=None)]])
 def test_a_job_without_a_life_stops(lives: list[LifeRecord]) -> None:
     verdict = judge(lives, 0, JOB, 0, 2)
