@@ -65,7 +65,9 @@ if [[ -n ${SAMA_MEGA_CONTAINER_IMAGE:-} ]]; then
 fi
 
 # --- the ranks -------------------------------------------------------------------------------------------------------
-srun --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * tasks_per_node))" \
+# --export: after `sbatch --export=NONE`, which some clusters make the default, srun would pass nothing on.
+srun --export=ALL --kill-on-bad-exit=1 \
+  --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * tasks_per_node))" \
   --ntasks-per-node="$tasks_per_node" --cpus-per-task="$cpus_per_task" ${container[@]+"${container[@]}"} \
   bash "$folder/entrypoint.sh" "$@" &
 ranks=$!
@@ -92,9 +94,10 @@ if scontrol show job "$job" 2>/dev/null | grep -q 'PreemptTime=[0-9]'; then
 fi
 ask+=("${@:2}")
 if [[ -n ${SAMA_MEGA_CONTAINER_IMAGE:-} ]]; then
-  ask=(srun --overlap --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "${container[@]}" "${ask[@]}")
+  ask=(srun --export=ALL --overlap --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "${container[@]}" "${ask[@]}")
 fi
-case $("${ask[@]}") in
+# The last line: a container's or a site's own scripts may print before.
+case $("${ask[@]}" | tail -n 1) in
   done) exit 0 ;;
   requeue)
     if ! scontrol requeue "$job"; then
