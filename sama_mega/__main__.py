@@ -76,11 +76,12 @@ def job_ended(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     status: Annotated[int, typer.Option(help="Exit status of the job step.")] = 0,
+    preempted: Annotated[bool, typer.Option("--preempted", help="Slurm takes the nodes for another job.")] = False,
 ) -> None:
     """Decide whether a Slurm job whose ranks have ended starts again; for slurm/job.sh."""
     from sama_mega.commands import job_ended as command
 
-    raise typer.Exit(command.run(recipe, overrides or [], status))
+    raise typer.Exit(command.run(recipe, overrides or [], status, preempted=preempted))
 
 
 @app.command()

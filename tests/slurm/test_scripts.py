@@ -88,6 +88,7 @@ def test_a_container_holds_the_ranks_and_the_question_after_them(stage: Stage) -
     stage.run("job.sh", "train", "recipe.yaml", **GPUS, **image)
     ranks, question = stage.calls("srun")
     for call in (ranks, question):
+        assert "--export=ALL" in call.split()
         assert "--container-image=/images/sama.sqsh" in call and "--container-mounts=/data:/data,/runs:/runs" in call
         assert f"--container-workdir={stage.folder}" in call
     # On the node of the batch script, beside a step that may be stuck: not in its place.
@@ -141,6 +142,22 @@ def test_a_step_is_given_up_when_this_nodes_ranks_are_known_to_be_gone(stage: St
     result = stage.run("job.sh", "train", "recipe.yaml", **GPUS, DECISION="stop")
     assert result.returncode == 1
     assert ("given up" in result.stderr) == gives_up
+
+
+def test_only_the_last_line_of_the_answer_counts(stage: Stage) -> None:
+    stage.stand_in("python", 'echo "a banner"; echo requeue')
+    stage.run("job.sh", "train", "recipe.yaml", **GPUS)
+    assert "scontrol requeue 77" in stage.calls("scontrol")
+
+
+@pytest.mark.parametrize(("time", "is_told"), [("2026-11-20T13:44:30", True), ("None", False)])
+def test_a_preemption_is_told_to_whoever_decides(stage: Stage, time: str, is_told: bool) -> None:
+    stage.stand_in(
+        "scontrol", f'[[ "$1 $2 $3" != "show job 77" ]] || echo "   PreemptEligibleTime=2026 PreemptTime={time}"'
+    )
+    stage.run("job.sh", "train", "recipe.yaml", **GPUS)
+    question = next(call for call in stage.calls("python") if "job-ended" in call)
+    assert ("--preempted" in question.split()) == is_told
 
 
 def test_of_an_array_one_element_starts_again(stage: Stage) -> None:

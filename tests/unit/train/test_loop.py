@@ -132,6 +132,8 @@ def test_a_save_that_fails_at_the_stop_fails_the_run(tmp_path: Path) -> None:
     [
         (ConfigError("no\n  such manifest"), RunEnd("refused", "no such manifest")),
         (UserError("the disk is full"), RunEnd("refused", "the disk is full")),
+        # One node lost touch with its storage: another may not have.
+        (UserError("no save: Stale file handle"), RunEnd("failed", "UserError: no save: Stale file handle")),
         (DataError("all clips are bad"), RunEnd("refused", "all clips are bad")),
         (SupersededError("life 2 has begun"), RunEnd("superseded", "life 2 has begun")),
         (KeyboardInterrupt(), RunEnd("interrupted", "by the keyboard")),
