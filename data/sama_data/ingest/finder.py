@@ -82,8 +82,8 @@ class MediaFinder:
 class RelativePaths:
     """Writes absolute paths relative to a manifest.
 
-    Links on the way to the manifest and to the media are followed; a link that is itself the clip is not, since it
-    may carry the extension that its target lacks.
+    The way up from the manifest is that of its real folder, since `..` leaves the folder that a link leads to. Links on
+    the way down to a clip stay: a link that is the clip may carry the extension that its target lacks.
 
     Args:
         manifest: The file that the paths are for.
@@ -100,7 +100,7 @@ class RelativePaths:
         folder, name = posixpath.split(path)
         known = self._known.get(folder)
         if known is None:
-            known = Path(os.path.relpath(os.path.realpath(folder), self._folder)).as_posix()
+            known = Path(os.path.relpath(folder, self._folder)).as_posix()
             if len(self._known) > 10_000:
                 self._known.clear()
             self._known[folder] = known

@@ -117,15 +117,14 @@ def ingest(
 
 
 def _job(source: Path, media: Path | None, workers: int | None, advance: Advance) -> Job:
-    source = Path(os.path.abspath(source))
     if not source.exists():
         raise DataError(f"{source} does not exist: give the folder with the dataset, or the file that lists its rows")
     if media is not None and not media.is_dir():
         raise DataError(f"--media {media} is no folder: give the one that the clips are in")
-    folder = source if source.is_dir() else source.parent
+    folder = Path(os.path.realpath(source if source.is_dir() else source.parent))
     return Job(
-        source=source,
-        media=folder if media is None else Path(os.path.abspath(media)),
+        source=folder if source.is_dir() else folder / source.name,
+        media=folder if media is None else Path(os.path.realpath(media)),
         workers=workers or min(_MOST_WORKERS, 2 * (os.cpu_count() or 1)),
         advance=advance,
     )

@@ -138,6 +138,8 @@ def test_paths_hold_behind_links(tmp_path):
     (tmp_path / "set").symlink_to(source)
     out = tmp_path / "manifests" / "m.parquet"
     ingest("diffsynth", tmp_path / "set", out)
+    (tmp_path / "far" / "link").symlink_to(source)
+    ingest("diffsynth", tmp_path / "far" / "link" / ".." / "snapshot", out)
     (row,) = load_manifest(out)
     assert (row.source.read(), row.target.read()) == (clip_bytes("blobs/0123"), clip_bytes("blobs/4567"))
     assert row.target.path.name == "b.mp4"

@@ -120,7 +120,7 @@ def test_what_is_left_out_is_counted(tmp_path):
         *sample("7", "g"),
     ]
     write_files(tmp_path / "src", {"0.tar": tar_bytes(members)})
-    write_files(tmp_path / "src", {"qwen-image-edit-Asian-portrait/0.tar": tar_bytes(sample("1", "h", task=None))})
+    write_files(tmp_path / "src", {"qwen-image-edit-Asian-portrait/0.tar": tar_bytes(sample("1", "h", task="subject"))})
     result = ingested("x2edit", tmp_path / "src")
     check_pairs(result, ["a", "g"])
     assert result.skipped == {UNALIGNED: 3, EMPTY_TEXT: 1, INCOMPLETE: 1, NOT_JSON: 1}
