@@ -11,6 +11,7 @@ The hub's Parquet form keeps the pictures inside its columns, where nothing can 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from sama_data.errors import DataError
 from sama_data.ingest.edits import metadata_files
@@ -22,9 +23,8 @@ _LAYOUT = "the downloaded repository, with train/metadata.jsonl and the pictures
 
 
 def _rows(job: Job) -> Iterator[Yielded]:
-    _refuse_pictures_in_parquet(job)
     names = UniqueNames()
-    for path in metadata_files(job, ("train/metadata.jsonl", "metadata.jsonl", "*/metadata.jsonl"), _LAYOUT):
+    for path in _files(job):
         folders = job.folders(path.parent, job.folder)
         for record in read_records(path, job):
             if isinstance(record, Skip):
@@ -42,14 +42,17 @@ def _rows(job: Job) -> Iterator[Yielded]:
             )
 
 
-def _refuse_pictures_in_parquet(job: Job) -> None:
-    if job.source.suffix.lower() == ".parquet" or (
-        job.source.is_dir() and not any(job.source.glob("**/metadata.jsonl")) and any(job.source.glob("**/*.parquet"))
-    ):
-        raise DataError(
-            f"{job.source}: holds NHR-Edit's Parquet form, whose pictures lie inside its columns: download the form "
-            "with train/metadata.jsonl and jpg files"
-        )
+def _files(job: Job) -> list[Path]:
+    """The lists of rows; says so where the pictures are inside Parquet files instead."""
+    try:
+        return metadata_files(job, ("train/metadata.jsonl", "metadata.jsonl", "*/metadata.jsonl"), _LAYOUT)
+    except DataError as error:
+        if any(job.source.glob("**/*.parquet")):
+            raise DataError(
+                f"{job.source}: holds NHR-Edit's Parquet form, whose pictures lie inside its columns: download the "
+                "form with train/metadata.jsonl and jpg files"
+            ) from error
+        raise
 
 
 NHR_EDIT = IngestSet("nhr_edit", "iitolstykh/NHR-Edit", "Apache-2.0", _LAYOUT, _rows)
