@@ -311,6 +311,50 @@ def data_synth(
     )
 
 
+@data_app.command("ingest")
+def data_ingest(
+    name: Annotated[str | None, typer.Argument(metavar="SET", help="What it is, such as openve; see --list.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(metavar="SRC", help="The dataset's folder, or the file that lists its rows.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="M.parquet", help="The manifest; .jsonl for one a person can read.")
+    ] = None,
+    media: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with the clips (default: SRC, or the folder it is in).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows at most.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Files read at the same time (default: twice the cores, 16 at most).")
+    ] = None,
+    keep_missing: Annotated[
+        bool, typer.Option("--keep-missing", help="Also write rows whose clips are not there.")
+    ] = False,
+    list_sets: Annotated[bool, typer.Option("--list", help="Show the sets with hub id, licence and layout.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a dataset into a manifest; rows that cannot be used are left out and counted.
+
+    Clips in uncompressed tars stay there: the manifest says which bytes they are. Other archives must be unpacked.
+    """
+    from sama_mega.commands import data as command
+
+    if list_sets:
+        raise typer.Exit(command.list_sets(as_json))
+    raise typer.Exit(
+        command.run_ingest(
+            name,
+            source,
+            out,
+            media=media,
+            limit=limit,
+            workers=workers,
+            keep_missing=keep_missing,
+            as_json=as_json,
+        )
+    )
+
+
 def _is_user_error(error: Exception) -> bool:
     """Whether the user's input is to blame; a class whose module nobody imported cannot have been raised."""
     classes = [getattr(sys.modules[module], name) for module, name in USER_ERRORS if module in sys.modules]
