@@ -36,6 +36,8 @@ OverridesArgument = Annotated[
 ]
 CheckpointArgument = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A step-NNNNNNNN or a run folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Make the last line of stdout one JSON object.")]
+ManifestArgument = Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSONL or Parquet, a row a sample.")]
+ManifestOutOption = Annotated[Path, typer.Option(metavar="M.parquet", help="The manifest to write.")]
 WeightsOption = Annotated[Literal["ema", "model"], typer.Option(help="The moving average, or the weights themselves.")]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Sampling steps (default: the checkpoint's recipe).")]
 GuidanceOption = Annotated[
@@ -306,6 +308,57 @@ def data_synth(
             kinds=kinds,
             as_json=as_json,
             masks=masks,
+        )
+    )
+
+
+@data_app.command("filter")
+def data_filter(
+    manifest: ManifestArgument,
+    out: ManifestOutOption,
+    min_scores: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--min",
+            metavar="[image.|video.]SCORE=LEAST",
+            help="Replace a threshold, as in --min video.if_score=9; LEAST none looks at no such score "
+            "(default: the paper's, images 9 9 9, videos 8 9 8 8).",
+        ),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="[DATASET=]TASK",
+            help="Keep only this kind of edit, * allowed; repeat for several; paper: what the paper keeps of Ditto "
+            "and OpenVE (default: all).",
+        ),
+    ] = None,
+    licences: Annotated[
+        list[str] | None, typer.Option("--licence", help="Keep only this licence; repeat for several (default: all).")
+    ] = None,
+    commercial_only: Annotated[
+        bool, typer.Option("--commercial-only", help="Keep only licences that are known to allow commercial use.")
+    ] = False,
+    keep_unscored: Annotated[bool, typer.Option("--keep-unscored", help="Keep edits that lack a score.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep the rows that are good enough to train on: scores, kinds of edit, licences; say why the others went.
+
+    Rows that `data probe` rejected always go. Raw clips are not held to scores.
+    """
+    from sama_mega.commands import data_filter as command
+
+    raise typer.Exit(
+        command.run(
+            manifest=manifest,
+            out=out,
+            min_scores=min_scores or [],
+            tasks=tasks or [],
+            licences=licences or [],
+            commercial_only=commercial_only,
+            keep_unscored=keep_unscored,
+            as_json=as_json,
         )
     )
 
