@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sama_data.errors import DataError
-from sama_data.rows import Kind, Row
+from sama_data.media import Media
+from sama_data.rows import KNOWN_COLUMNS, Kind, Row
 
 # Paths stay as the manifest writes them, relative to the part's folder. large_string: beyond 2 GiB of text.
 SCHEMA = pa.schema(
@@ -31,6 +32,16 @@ SCHEMA = pa.schema(
         ("width", pa.int64()),
         ("height", pa.int64()),
         ("num_frames", pa.int64()),
+        ("source_offset", pa.int64()),
+        ("source_bytes", pa.int64()),
+        ("target_offset", pa.int64()),
+        ("target_bytes", pa.int64()),
+        ("source_width", pa.int64()),
+        ("source_height", pa.int64()),
+        ("source_num_frames", pa.int64()),
+        ("codec", pa.string()),
+        ("variable_fps", pa.bool_()),
+        ("rejected", pa.string()),
         ("dataset", pa.string()),
         ("licence", pa.string()),
         ("if_score", pa.float64()),
@@ -38,6 +49,12 @@ SCHEMA = pa.schema(
         ("cp_score", pa.float64()),
         ("mc_score", pa.float64()),
     ]
+)
+
+
+# What a Parquet manifest may hold.
+FILE_SCHEMA = pa.schema(
+    [(name, SCHEMA.field(name).type if name in SCHEMA.names else pa.large_string()) for name in KNOWN_COLUMNS]
 )
 
 
@@ -77,6 +94,7 @@ class Dataset(Sequence[Row]):
         self.parts = parts
         self._starts = [part.start for part in parts]
         self._is_image = np.asarray(self._columns["kind"].to_numpy(zero_copy_only=False) == "image", dtype=bool)
+        self._is_rejected = self._columns["rejected"].is_valid().to_numpy(zero_copy_only=False)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -93,11 +111,12 @@ class Dataset(Sequence[Row]):
             raise IndexError(f"row {index} of a dataset of {len(self)}")
         values = {name: column[index].as_py() for name, column in self._columns.items()}
         folder = self.part_of(index).folder
-        source = values.pop("source")
+        source, source_range = values.pop("source"), (values.pop("source_offset"), values.pop("source_bytes"))
+        target, target_range = values.pop("target"), (values.pop("target_offset"), values.pop("target_bytes"))
         return Row(
             index=index,
-            source=None if source is None else folder / source,
-            target=folder / values.pop("target"),
+            source=None if source is None else Media.in_folder(folder, source, *source_range),
+            target=Media.in_folder(folder, target, *target_range),
             **values,
         )
 
@@ -109,13 +128,19 @@ class Dataset(Sequence[Row]):
         return self.parts[bisect.bisect_right(self._starts, index) - 1]
 
     def indices_of(self, kind: Kind) -> NDArray[np.int64]:
-        """Returns the indices of the image rows or of the video rows, ascending, int64."""
-        return np.flatnonzero(self._is_image if kind == "image" else ~self._is_image)
+        """Returns the indices of the image rows or of the video rows that are not rejected, ascending, int64."""
+        return np.flatnonzero((self._is_image if kind == "image" else ~self._is_image) & ~self._is_rejected)
 
     @property
     def num_raw(self) -> int:
-        """Rows without a source: raw clips and pictures with a caption."""
-        return int(self._columns["source"].null_count)
+        """Rows without a source that are not rejected: raw clips and pictures with a caption."""
+        is_raw = self._columns["source"].is_null().to_numpy(zero_copy_only=False)
+        return int(np.count_nonzero(is_raw & ~self._is_rejected))
+
+    @property
+    def num_rejected(self) -> int:
+        """Rows that must not be trained on."""
+        return int(np.count_nonzero(self._is_rejected))
 
     def digest(self) -> str:
         """Returns a digest of all rows: equal where two processes opened the same manifests."""

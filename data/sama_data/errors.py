@@ -13,11 +13,11 @@ class ClipError(DataError):
     """One image or clip cannot be used; the run can go on without it.
 
     Attributes:
-        path: The file.
+        path: The file, in words: for a member of a file with its bytes.
         reason: What is wrong with it, as written to the quarantine.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
-        self.path = path
+        self.path = str(path)
         self.reason = reason

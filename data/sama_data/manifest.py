@@ -1,4 +1,4 @@
-"""Reads manifests (JSONL or Parquet, one row a sample) and writes JSONL ones."""
+"""Reads and writes manifests, Parquet or JSONL, one row a sample."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sama_data.dataset import SCHEMA, Dataset, Part, concatenate
+from sama_data.dataset import FILE_SCHEMA, SCHEMA, Dataset, Part, concatenate
 from sama_data.errors import DataError
+from sama_data.media import Media
 from sama_data.rows import KNOWN_COLUMNS, PATH_COLUMNS, Row, parse_row
 
-__all__ = ["Dataset", "Row", "load_blend", "load_manifest", "write_jsonl"]
+__all__ = ["Dataset", "Row", "load_blend", "load_manifest", "write_jsonl", "write_parquet"]
 
 _PARQUET_MAGIC = b"PAR1"
 _BATCH_ROWS = 65_536
@@ -70,14 +72,37 @@ def write_jsonl(rows: Iterable[Row | Mapping[str, Any]], path: Path | str) -> No
         DataError: A row is wrong, or the file cannot be written.
     """
     path = Path(path)
+    with _replacing(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+        for record, _ in _checked(rows, path, "line"):
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def write_parquet(rows: Iterable[Row | Mapping[str, Any]], path: Path | str) -> None:
+    """Writes a Parquet manifest, whole or not at all.
+
+    Args:
+        rows: As in `write_jsonl`.
+        path: The file; an existing one is replaced.
+
+    Raises:
+        DataError: As `write_jsonl`.
+    """
+    path = Path(path)
+    with _replacing(path) as unfinished:
+        records = [record for record, _ in _checked(rows, path, "row")]
+        table = pa.Table.from_pylist(records, FILE_SCHEMA)
+        pq.write_table(
+            table.select([name for name in FILE_SCHEMA.names if table[name].null_count < len(table)]), unfinished
+        )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yields a file beside `path` that takes its place when all went well, and goes away otherwise."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "w", encoding="utf-8") as file:
-            for number, row in enumerate(rows, start=1):
-                record = _record_of(row, path.parent) if isinstance(row, Row) else dict(row)
-                parse_row(record, f"{path} line {number}")
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        yield unfinished
         os.replace(unfinished, path)
     except OSError as error:
         raise DataError(f"{path}: cannot write the manifest: {error.strerror or error}") from error
@@ -85,13 +110,24 @@ def write_jsonl(rows: Iterable[Row | Mapping[str, Any]], path: Path | str) -> No
         unfinished.unlink(missing_ok=True)
 
 
+def _checked(
+    rows: Iterable[Row | Mapping[str, Any]], path: Path, unit: str
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yields every row as it is written and as it will be read."""
+    for number, row in enumerate(rows, start=1):
+        record = _record_of(row, path.parent) if isinstance(row, Row) else dict(row)
+        yield record, parse_row(record, f"{path} {unit} {number}")
+
+
 def _record_of(row: Row, folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    if row.source is None:
-        record |= {row.kind: _relative(row.target, folder), "caption": row.text}
-    else:
-        record |= {"source": _relative(row.source, folder), "target": _relative(row.target, folder)}
-        record["instruction"] = row.text
+    target = _relative(row.target, folder)
+    record: dict[str, Any] = {row.kind: target} if row.source is None else {"target": target}
+    record["caption" if row.source is None else "instruction"] = row.text
+    for side, media in (("source", row.source), ("target", row.target)):
+        if media is not None and not media.is_whole:
+            record |= {f"{side}_offset": media.offset, f"{side}_bytes": media.num_bytes}
+    if row.source is not None:
+        record["source"] = _relative(row.source, folder)
     for column in KNOWN_COLUMNS:
         value = getattr(row, column, None)
         if column not in PATH_COLUMNS and value is not None and (column, value) != ("frame_start", 0):
@@ -99,8 +135,10 @@ def _record_of(row: Row, folder: Path) -> dict[str, Any]:
     return record
 
 
-def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
+def _relative(media: Media, folder: Path) -> str:
+    if media.is_remote:
+        return str(media.path)
+    return Path(os.path.relpath(media.path, folder)).as_posix()
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:
@@ -199,7 +237,6 @@ class _Names:
 
     @staticmethod
     def _default(row: Mapping[str, Any]) -> str:
-        start, end = row["frame_start"], row["frame_end"]
-        if start == 0 and end is None:
-            return str(row["target"])
-        return f"{row['target']}@{start}-{'' if end is None else end}"
+        start, end, offset = row["frame_start"], row["frame_end"], row["target_offset"]
+        clip = row["target"] if offset is None else f"{row['target']}:{offset}"
+        return clip if start == 0 and end is None else f"{clip}@{start}-{'' if end is None else end}"

@@ -116,9 +116,13 @@ def make_streams(dataset: Dataset, settings: LoaderSettings) -> list[Stream]:
                 kind,
                 per_step,
             )
+    rejected = f"{dataset.num_rejected} of {len(dataset)} rows are rejected" if dataset.num_rejected else ""
     if not streams:
         kinds = " and ".join(f"{kind}s ({per_step} per step)" for kind, per_step in wanted if per_step)
-        raise DataError(f"{dataset.name}: no row for the wanted {kinds}: set data.images_per_step or videos_per_step")
+        fix = "set data.images_per_step or videos_per_step" + (f"; {rejected}" if rejected else "")
+        raise DataError(f"{dataset.name}: no row for the wanted {kinds}: {fix}")
+    if rejected:
+        _LOGGER.warning("%s: %s and left out: their column `rejected` says why", dataset.name, rejected)
     return streams
 
 

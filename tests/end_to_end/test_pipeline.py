@@ -191,7 +191,7 @@ def test_edit_keeps_any_length_and_rate(pipeline: Pipeline, tmp_path: Path, fram
 
 
 def test_edit_takes_a_picture(pipeline: Pipeline, tmp_path: Path) -> None:
-    picture = next(row.source for row in load_manifest(pipeline.world / "pairs.jsonl") if row.kind == "image")
+    picture = next(row.source.path for row in load_manifest(pipeline.world / "pairs.jsonl") if row.kind == "image")
     assert picture is not None
     assert edit(pipeline, picture, tmp_path / "out.mp4", "--steps", 1) == 0
     assert decode_frames(tmp_path / "out.mp4").frames.shape == (1, SIZE, SIZE, 3)

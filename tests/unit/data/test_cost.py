@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from sama_data.buckets import BUCKETS_480P
 from sama_data.cost import ATTENTION_EQUALS_LINEAR_TOKENS, predicted_cost
+from sama_data.media import Media
 from sama_data.rows import Row
 from sama_data.streams import row_cost
 
@@ -22,7 +21,7 @@ def test_cost_counts_the_pairs_tokens_and_their_attention(num_frames, size, toke
 
 
 def row(kind: str, **known: object) -> Row:
-    return Row(0, "a", kind, None, Path("a"), "text", **known)
+    return Row(0, "a", kind, None, Media("a"), "text", **known)
 
 
 def test_what_a_manifest_does_not_say_is_taken_from_the_kind():

@@ -341,6 +341,23 @@ def test_a_stream_without_rows_is_dropped_with_one_warning(world, tmp_path, capl
         make_loader(tmp_path, tmp_path, videos_per_step=0)
 
 
+def test_rejected_rows_are_left_out_and_counted_once(world, tmp_path, caplog):
+    rows = [{"video": str(world / f"raw{number}.mp4"), "caption": "x"} for number in range(4)]
+    for row in rows[1:3]:
+        row["rejected"] = "unequal lengths"
+    write_jsonl(rows, tmp_path / "manifest.jsonl")
+    with caplog.at_level(logging.WARNING, "sama_data"):
+        loader = make_loader(tmp_path, tmp_path, images_per_step=0, videos_per_step=2)
+        drawn = {sample.index for step in range(4) for sample in loader.step(step).samples}
+    assert drawn == {0, 3}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'manifest.jsonl'}: 2 of 4 rows are rejected and left out: their column `rejected` says why"
+    ]
+    write_jsonl(rows[1:3], tmp_path / "manifest.jsonl")
+    with pytest.raises(DataError, match=r"no row for the wanted videos .*; 2 of 2 rows are rejected"):
+        make_loader(tmp_path, tmp_path, images_per_step=0)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
