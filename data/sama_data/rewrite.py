@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sama_data.dataset import FILE_SCHEMA
 from sama_data.errors import DataError
-from sama_data.rows import COUNT_COLUMNS, KNOWN_COLUMNS, NUMBER_COLUMNS, PATH_COLUMNS, parse_row
+from sama_data.rows import KNOWN_COLUMNS, PATH_COLUMNS, parse_row
 
 Transform = Callable[[pa.RecordBatch, int], pa.RecordBatch]
 
@@ -25,15 +26,6 @@ HISTORY_KEY = b"sama_mega.history"
 _BATCH_ROWS = 65_536
 _PARQUET_MAGIC = b"PAR1"
 _LOGGER = logging.getLogger("sama_data")
-_JSONL_SCHEMA = pa.schema(
-    [
-        (
-            name,
-            pa.int64() if name in COUNT_COLUMNS else pa.float64() if name in NUMBER_COLUMNS else pa.large_string(),
-        )
-        for name in KNOWN_COLUMNS
-    ]
-)
 
 
 def rewrite_manifest(manifest: Path, out: Path, transform: Transform, describe: Callable[[], Mapping[str, Any]]) -> int:
@@ -180,10 +172,8 @@ def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
             if not set(file.schema_arrow.names) & set(PATH_COLUMNS):
                 names = ", ".join(file.schema_arrow.names)
                 raise DataError(f"{path}: no target, video or image among its columns: {names}")
-            # The history is written anew at the end; a key may stand in a file only once.
-            metadata = {key: text for key, text in (file.schema_arrow.metadata or {}).items() if key != HISTORY_KEY}
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                yield batch.replace_schema_metadata(metadata)
+                yield batch.replace_schema_metadata(file.schema_arrow.metadata)
                 number += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: is not readable Parquet after row {number}: {_first_line(error)}") from error
@@ -200,10 +190,10 @@ def _jsonl_batches(path: Path) -> Iterator[pa.RecordBatch]:
             unknown.update(record.keys() - set(KNOWN_COLUMNS))
             waiting.append(record)
             if len(waiting) == _BATCH_ROWS:
-                yield pa.RecordBatch.from_pylist(waiting, _JSONL_SCHEMA)
+                yield pa.RecordBatch.from_pylist(waiting, FILE_SCHEMA)
                 waiting = []
     if waiting:
-        yield pa.RecordBatch.from_pylist(waiting, _JSONL_SCHEMA)
+        yield pa.RecordBatch.from_pylist(waiting, FILE_SCHEMA)
     for name in sorted(unknown):
         _LOGGER.warning("%s: column %r is unknown and left out", path, name)
 
@@ -236,6 +226,25 @@ def _rebase(batch: pa.RecordBatch, prefix: str) -> pa.RecordBatch:
         moved = pc.binary_join_element_wise(pa.scalar(prefix, paths.type), paths, pa.scalar("/", paths.type))
         batch = batch.set_column(place, name, pc.if_else(stays, paths, moved))
     return batch
+
+
+def target_names(batch: pa.RecordBatch) -> pa.Array:
+    """Returns what each row names as the clip to train on, large_string."""
+    return pc.coalesce(*(text_column(batch, name) for name in ("target", "image", "video")))
+
+
+def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """Returns a column as large_string; all null where there is no such column.
+
+    Raises:
+        DataError: It holds no text.
+    """
+    if name not in batch.schema.names:
+        return pa.nulls(batch.num_rows, pa.large_string())
+    column = plain_text(batch.column(name))
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)):
+        raise DataError(f"column {name} must hold text, not {column.type}")
+    return column.cast(pa.large_string())
 
 
 def plain_text(column: pa.Array) -> pa.Array:

@@ -21,7 +21,7 @@ from sama_data.filter.criteria import (
     simplified,
     simplified_licence,
 )
-from sama_data.rewrite import plain_text
+from sama_data.rewrite import target_names, text_column
 from sama_data.rows import IMAGE_SUFFIXES, Kind
 
 KEPT = "kept"
@@ -30,7 +30,8 @@ UNKNOWN = "-"
 Counts = Counter[tuple[str, Kind, str]]
 
 _KINDS: tuple[Kind, Kind] = ("video", "image")
-_IMAGE_NAME = rf"(?is)\.({'|'.join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))})$"
+# As `kind_of` tells it: the name ".png" has no extension.
+_IMAGE_NAME = rf"(?is)[^/]\.({'|'.join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))})$"
 
 
 class Decider:
@@ -62,7 +63,7 @@ class Decider:
         """
         is_image = image_rows(batch)
         reasons = np.zeros(batch.num_rows, np.int32)
-        datasets = _texts(batch, "dataset")
+        datasets = text_column(batch, "dataset")
         for found in (
             self._rejected(batch),
             self._licences(batch),
@@ -89,7 +90,7 @@ class Decider:
 
     def _rejected(self, batch: pa.RecordBatch) -> NDArray[np.int32]:
         return _by_value(
-            (_texts(batch, "rejected"),), lambda text: self._code(f"rejected: {headline(text)}" if text else KEPT)
+            (text_column(batch, "rejected"),), lambda text: self._code(f"rejected: {headline(text)}" if text else KEPT)
         )
 
     def _licences(self, batch: pa.RecordBatch) -> NDArray[np.int32]:
@@ -98,7 +99,7 @@ class Decider:
                 self._seen_licences.add(licence)
             return self._code(self._licence_reason(licence))
 
-        return _by_value((_texts(batch, "licence"),), code)
+        return _by_value((text_column(batch, "licence"),), code)
 
     def _licence_reason(self, licence: str | None) -> str:
         criteria = self._criteria
@@ -118,11 +119,11 @@ class Decider:
 
         if not self._criteria.task_rules:
             return np.zeros(batch.num_rows, np.int32)
-        return _by_value((datasets, _texts(batch, "task")), code)
+        return _by_value((datasets, text_column(batch, "task")), code)
 
     def _scores(self, batch: pa.RecordBatch, is_image: NDArray[np.bool_]) -> Iterable[NDArray[np.int32]]:
         """Yields first which rows lack a score, then which have one that is too low."""
-        is_edit = ~_is_null(_texts(batch, "source"))
+        is_edit = ~_is_null(text_column(batch, "source"))
         wanted = [
             (name, least, is_edit & (is_image == (kind == "image")))
             for kind, scores in self._criteria.min_scores.items()
@@ -157,21 +158,10 @@ def headline(text: str) -> str:
 
 def image_rows(batch: pa.RecordBatch) -> NDArray[np.bool_]:
     """Returns which rows are images, bool ``[rows]``: their `kind` says so, else the target's extension."""
-    targets = [_texts(batch, name) for name in ("target", "image", "video")]
-    by_name = pc.match_substring_regex(pc.coalesce(*targets), _IMAGE_NAME)
-    by_kind = pc.equal(_texts(batch, "kind"), "image")
+    by_name = pc.match_substring_regex(target_names(batch), _IMAGE_NAME)
+    by_kind = pc.equal(text_column(batch, "kind"), "image")
     is_image = pc.fill_null(pc.coalesce(by_kind, by_name), False)
     return np.asarray(is_image.to_numpy(zero_copy_only=False), dtype=bool)
-
-
-def _texts(batch: pa.RecordBatch, name: str) -> pa.Array:
-    """Returns a column as text; all null where there is no such column."""
-    if name not in batch.schema.names:
-        return pa.nulls(batch.num_rows, pa.large_string())
-    column = plain_text(batch.column(name))
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)):
-        raise DataError(f"column {name} must hold text, not {column.type}")
-    return column.cast(pa.large_string())
 
 
 def _numbers(batch: pa.RecordBatch, name: str) -> NDArray[np.float64]:
