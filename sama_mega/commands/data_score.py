@@ -115,10 +115,8 @@ def _show_estimate(plan: Plan, judge: JudgeSettings, options: Options) -> dict[s
     print(f"to judge   {estimate.videos} video and {estimate.images} image pairs, {judge.turns} turns by {judge.model}")
     print(f"requests   {estimate.requests} with {estimate.pictures} pictures in all")
     read = estimate.text_tokens + estimate.picture_tokens
-    print(
-        f"tokens     {read} read ({estimate.picture_tokens} of pictures), at most {estimate.answer_tokens} written; "
-        f"{TOKEN_FORMULA}"
-    )
+    print(f"tokens     {read} read ({estimate.picture_tokens} of pictures), at most {estimate.answer_tokens} written:")
+    print(f"           {TOKEN_FORMULA}")
     if estimate.assumed:
         print(f"           the manifest does not say how large or long {estimate.assumed} pairs are: `data probe` does")
     values: dict[str, object] = {"estimate": estimate.as_dict()}
