@@ -109,9 +109,9 @@ def test_after_the_last_attempt_the_reason_is_told(reply, requests, reason, is_f
 def test_a_request_that_hangs_is_given_up_in_time(reply):
     started = time.monotonic()
     with serve(first(reply, reply)) as server:
-        (verdict,) = ask(server, timeout_seconds=0.3)
+        (verdict,) = ask(server, timeout_seconds=0.3, attempts=30)
         assert isinstance(verdict, Verdict)
-        assert 0.6 <= time.monotonic() - started < 5.0 and len(server.asked) >= 3
+        assert 0.6 <= time.monotonic() - started < 20.0 and len(server.asked) >= 3
         server.behave = lambda asked, count: reply
         (failure,) = ask(server, timeout_seconds=0.05, attempts=2)
     assert isinstance(failure, Unanswered) and failure.reason == "no answer within 0.05 s" and not failure.is_final

@@ -230,7 +230,7 @@ def test_a_manifest_that_changes_meanwhile_gets_no_scores(write_manifest, tmp_pa
             assert [path.name for path in folder.iterdir()] == ["out.parquet.journal.jsonl"]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -246,7 +246,7 @@ def test_a_run_that_was_killed_goes_on_and_asks_nothing_twice(write_manifest, tm
 
     def behave(asked: Asked, count: int) -> Reply:
         if count >= num_answered:
-            held.wait(30)
+            held.wait(120)
         return opinionated(asked)
 
     with serve(behave) as server:
@@ -260,7 +260,7 @@ def test_a_run_that_was_killed_goes_on_and_asks_nothing_twice(write_manifest, tm
             wait_until(lambda: len(server.asked) == num_answered + 3 and journal.read_bytes().count(b"\n") == 12)
         finally:
             process.send_signal(ending)
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
         assert process.returncode == (-signal.SIGKILL if ending == signal.SIGKILL else 130)
         assert not out.exists()
         answered, opened = server.questions[:num_answered], server.questions[num_answered:]
