@@ -36,6 +36,8 @@ OverridesArgument = Annotated[
 ]
 CheckpointArgument = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A step-NNNNNNNN or a run folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Make the last line of stdout one JSON object.")]
+ManifestArgument = Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSONL or Parquet, a row a sample.")]
+ManifestOutOption = Annotated[Path, typer.Option(metavar="M.parquet", help="The manifest to write.")]
 WeightsOption = Annotated[Literal["ema", "model"], typer.Option(help="The moving average, or the weights themselves.")]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Sampling steps (default: the checkpoint's recipe).")]
 GuidanceOption = Annotated[
@@ -350,9 +352,138 @@ def data_ingest(
             limit=limit,
             workers=workers,
             keep_missing=keep_missing,
+
+@data_app.command("filter")
+def data_filter(
+    manifest: ManifestArgument,
+    out: ManifestOutOption,
+    min_scores: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--min",
+            metavar="[image.|video.]SCORE=LEAST",
+            help="Replace a threshold, as in --min video.if_score=9; LEAST none looks at no such score "
+            "(default: the paper's, images 9 9 9, videos 8 9 8 8).",
+        ),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="[DATASET=]TASK",
+            help="Keep only this kind of edit, * allowed; repeat for several; paper: what the paper keeps of Ditto "
+            "and OpenVE (default: all).",
+        ),
+    ] = None,
+    licences: Annotated[
+        list[str] | None, typer.Option("--licence", help="Keep only this licence; repeat for several (default: all).")
+    ] = None,
+    commercial_only: Annotated[
+        bool, typer.Option("--commercial-only", help="Keep only licences that are known to allow commercial use.")
+    ] = False,
+    keep_unscored: Annotated[bool, typer.Option("--keep-unscored", help="Keep edits that lack a score.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep the rows that are good enough to train on: scores, kinds of edit, licences; say why the others went.
+
+    Rows that `data probe` rejected always go. Raw clips are not held to scores.
+    """
+    from sama_mega.commands import data_filter as command
+
+    raise typer.Exit(
+        command.run(
+            manifest=manifest,
+            out=out,
+            min_scores=min_scores or [],
+            tasks=tasks or [],
+            licences=licences or [],
+            commercial_only=commercial_only,
+            keep_unscored=keep_unscored,
             as_json=as_json,
         )
     )
+
+
+
+@data_app.command("score")
+def data_score(
+    manifest: ManifestArgument,
+    out: ManifestOutOption,
+    endpoint: Annotated[
+        str, typer.Option(metavar="URL", help="An OpenAI-compatible server, such as http://host:8000/v1.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="The model's name there (default: Qwen/Qwen2.5-VL-72B-Instruct).")
+    ] = None,
+    turns: Annotated[int, typer.Option(min=1, help="Times that a pair is judged; its scores are the means.")] = 3,
+    frames: Annotated[int, typer.Option(min=1, help="Frames shown of each of the two clips, evenly spaced.")] = 8,
+    max_frames: Annotated[
+        int, typer.Option(min=1, help="They are taken from so many frames at the clip's start.")
+    ] = 81,
+    video_side: Annotated[int, typer.Option(min=28, help="Longer side of a frame shown, in pixels.")] = 640,
+    image_side: Annotated[int, typer.Option(min=28, help="Longer side of an image shown, in pixels.")] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="Of the model's sampling.")] = 0.7,
+    max_output_tokens: Annotated[int, typer.Option(min=32, help="Longest answer.")] = 400,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 16,
+    timeout_seconds: Annotated[float, typer.Option(help="For one request.")] = 120.0,
+    attempts: Annotated[int, typer.Option(min=1, help="Times that a turn is asked before its row is given up.")] = 6,
+    response_format: Annotated[
+        Literal["auto", "json_schema", "json_object", "text"],
+        typer.Option(help="How JSON is asked for; auto: the strictest that the server takes."),
+    ] = "auto",
+    api_key_variable: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Environment variable with the API key (default: SAMA_MEGA_SCORE_API_KEY, if set)."
+        ),
+    ] = None,
+    input_price: Annotated[
+        float | None, typer.Option(min=0.0, help="Price of a million tokens read, for the estimate.")
+    ] = None,
+    output_price: Annotated[float | None, typer.Option(min=0.0, help="Price of a million tokens written.")] = None,
+    rescore: Annotated[bool, typer.Option("--rescore", help="Judge rows too that have their scores.")] = False,
+    retry_unscored: Annotated[
+        bool, typer.Option("--retry-unscored", help="Ask again about rows that got wrong answers before.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Go on after the estimate without a question.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the estimate; ask and write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a vision-language model score every edit: instruction, quality, preservation and, for videos, motion.
+
+    Shows first what that costs. A run that was killed goes on where it was: its answers are in a journal beside
+    M.parquet, and nothing that was answered is asked again.
+    """
+    from sama_data.score.settings import DEFAULT_MODEL, EndpointSettings, JudgeSettings
+    from sama_mega.commands import data_score as command
+
+    judge = JudgeSettings(
+        model=DEFAULT_MODEL if model is None else model,
+        turns=turns,
+        num_frames=frames,
+        max_frames=max_frames,
+        video_side=video_side,
+        image_side=image_side,
+        temperature=temperature,
+        max_output_tokens=max_output_tokens,
+    )
+    server = EndpointSettings(
+        url=endpoint,
+        api_key=command.api_key(api_key_variable),
+        concurrency=concurrency,
+        timeout_seconds=timeout_seconds,
+        attempts=attempts,
+        response_format=response_format,
+    )
+    options = command.Options(
+        rescore=rescore,
+        retry_unscored=retry_unscored,
+        input_price=input_price,
+        output_price=output_price,
+        yes=yes,
+        dry_run=dry_run,
+    )
+    raise typer.Exit(command.run(manifest, out, judge, server, options, as_json))
 
 
 def _is_user_error(error: Exception) -> bool:

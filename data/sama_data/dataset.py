@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         ("codec", pa.string()),
         ("variable_fps", pa.bool_()),
         ("rejected", pa.string()),
+        ("unscored", pa.string()),
         ("dataset", pa.string()),
         ("licence", pa.string()),
         ("if_score", pa.float64()),

@@ -14,7 +14,7 @@ from sama_data.media import Media
 Kind = Literal["image", "video"]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
-TEXT_COLUMNS = ("task", "dataset", "licence", "codec", "rejected")
+TEXT_COLUMNS = ("task", "dataset", "licence", "codec", "rejected", "unscored")
 COUNT_COLUMNS = {  # with the least value
     "width": 1,
     "height": 1,
@@ -70,6 +70,7 @@ class Row:
         codec: The target's codec, as FFmpeg calls it, where known.
         variable_fps: Whether the target's frames come at uneven times, where known.
         rejected: Why the row must not be trained on; None for a good one.
+        unscored: Why it has no scores although they were asked for.
         dataset: Where it comes from.
         licence: What it may be used for.
         if_score: Instruction following, 1 to 10; the next three likewise.
@@ -97,6 +98,7 @@ class Row:
     codec: str | None = None
     variable_fps: bool | None = None
     rejected: str | None = None
+    unscored: str | None = None
     dataset: str | None = None
     licence: str | None = None
     if_score: float | None = None

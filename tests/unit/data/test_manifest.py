@@ -63,6 +63,7 @@ def test_every_optional_column(tmp_path):
         "codec": "h264",
         "variable_fps": False,
         "rejected": "unequal lengths",
+        "unscored": "the answer is empty",
     }
     parts = {"source_offset": 0, "source_bytes": 7, "target_offset": 512, "target_bytes": 0}
     row = load_manifest(write_lines(tmp_path / "m.jsonl", EDIT | known | parts))[0]
