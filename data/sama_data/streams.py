@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from sama_data.dataset import Dataset
 from sama_data.errors import DataError
-from sama_data.order import RANDOM_ATTEMPTS, EpochOrder, replacement_index
+from sama_data.order import RANDOM_ATTEMPTS, EpochOrder, epoch_permutation, replacement_index
 from sama_data.rows import Kind
 from sama_data.settings import LoaderSettings
 
 _LOGGER = logging.getLogger("sama_data")
 # Part of every draw: changing a number changes what all runs see.
 _STREAM_NUMBERS: dict[Kind, int] = {"image": 0, "video": 1}
+_FIRST_PART_STREAM = 2  # orders inside the parts of a blend
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Stream:
 
     A part of weight w fills round(w * rows) places of an epoch. Its own passes count separately, so that a
     row drawn twice in an epoch of the stream gets two epochs of its own: other noise, another perturbation.
+    Where that is no whole number of passes, its rows are mixed first, or an epoch would see one end of the manifest.
     """
 
     def __init__(self, dataset: Dataset, kind: Kind, per_step: int, seed: int) -> None:
@@ -60,7 +62,7 @@ class Stream:
         self._first_rows = bounds[:, 0]
         self._sizes = np.array(self.part_places, np.int64)
         self._ends = np.cumsum(self._sizes)
-        self._rows = rows
+        self._rows = self._mixed(rows)
         self.num_rows = len(rows)
         self.num_places = sum(self.part_places)
         self._order = EpochOrder(self.num_places, seed, self._number) if self.num_places else None
@@ -81,6 +83,19 @@ class Stream:
         for attempt in range(RANDOM_ATTEMPTS + self.num_places):
             place = replacement_index(self.num_places, self._seed, draw.epoch, draw.place, attempt, self._number)
             yield self._row_of(place, draw.epoch)
+
+    def _mixed(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows, each part's own in a random order where its weight cuts its passes."""
+        mixed = rows
+        for number, (count, places) in enumerate(zip(self.part_rows, self.part_places, strict=True)):
+            if count and places % count:
+                mixed = mixed.copy() if mixed is rows else mixed
+                first = int(self._first_rows[number])
+                order = epoch_permutation(
+                    count, self._seed, 0, _FIRST_PART_STREAM + self._number + len(_STREAM_NUMBERS) * number
+                )
+                mixed[first : first + count] = rows[first : first + count][order]
+        return mixed
 
     def _drawn(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         assert self._order is not None, "a stream without rows is dropped"
