@@ -310,6 +310,29 @@ def data_synth(
     )
 
 
+@data_app.command("stats")
+def data_stats(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    ranks: Annotated[
+        list[int] | None, typer.Option(min=1, help="Data-parallel ranks to deal to; repeat (default: 16 and 56).")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to simulate.")] = 1000,
+    paper_mixture: Annotated[
+        bool, typer.Option("--paper-mixture", help="Stand-ins for the paper's datasets instead of the manifests.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a recipe's steps are made of and how evenly ranks share them; decodes nothing."""
+    from sama_mega.commands import data_stats as command
+
+    raise typer.Exit(
+        command.run(
+            recipe, overrides or [], ranks=ranks or [16, 56], steps=steps, paper_mixture=paper_mixture, as_json=as_json
+        )
+    )
+
+
 def _is_user_error(error: Exception) -> bool:
     """Whether the user's input is to blame; a class whose module nobody imported cannot have been raised."""
     classes = [getattr(sys.modules[module], name) for module, name in USER_ERRORS if module in sys.modules]

@@ -91,16 +91,23 @@ def deal_work(work: Work, num_ranks: int, at_least: int = 0) -> list[list[int]]:
 def least_possible(work: Work, num_ranks: int) -> int:
     """Returns a time below which no deal's slowest rank can come.
 
-    It is the mean with every micro-batch full, or, of the k * num_ranks + 1 dearest slots, the k + 1 cheapest: some
-    rank has as many of them.
+    It is the mean with every micro-batch full, or what follows from the number of slots alone: n slots on r ranks
+    leave some q ranks, at most n - k * r, with more than k of them, and with n - k * (r - q) together.
     """
     counts = Counter(work.shape_of)
     total = sum(work.group_cost(shape, count) for shape, count in counts.items())
     bound = -(-total // num_ranks)
-    dearest = sorted((work.costs[shape] for shape in work.shape_of), reverse=True)
-    for first in range(0, len(dearest), num_ranks):
-        together = first // num_ranks + 1
-        bound = max(bound, sum(dearest[first + 1 - together : first + 1]) + work.call_cost)
+    by_cost = sorted(counts, key=lambda shape: -work.costs[shape])
+    costs = np.repeat([work.costs[shape] for shape in by_cost], [counts[shape] for shape in by_cost])
+    upto = np.concatenate([[0], np.cumsum(costs)])
+    # Of the dearest slots only: up to the last of a shape, or to the first one more than every rank may have.
+    ends = {*np.cumsum([counts[shape] for shape in by_cost]).tolist(), *range(1, len(costs) + 1, num_ranks)}
+    for slots in sorted(ends):
+        each = (slots - 1) // num_ranks
+        crowded = np.arange(1, slots - each * num_ranks + 1)
+        cheapest = slots - each * (num_ranks - crowded)
+        loads = -(-(upto[slots] - upto[slots - cheapest]) // crowded)
+        bound = max(bound, int(loads.min()) + work.call_cost)
     return bound
 
 
@@ -111,8 +118,9 @@ def _deal_whole(work: Work, num_ranks: int, at_least: int) -> list[list[int]]:
     while True:
         packs = _packs(work, most)
         costs = [work.group_cost(work.shape_of[pack[0]], len(pack)) for pack in packs]
-        coarse = any(cost > mean for cost, pack in zip(costs, packs, strict=True) if len(pack) > 1)
-        if most == 1 or not coarse:
+        too_few = at_least > 0 and len(packs) < num_ranks
+        too_large = any(cost > mean for cost, pack in zip(costs, packs, strict=True) if len(pack) > 1)
+        if most == 1 or not (too_few or too_large):
             dealt = _deal_packs(packs, costs, num_ranks, at_least)
             if most == 1 or min(map(len, dealt)) >= at_least:
                 return dealt

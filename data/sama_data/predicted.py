@@ -15,8 +15,6 @@ from sama_data.pretext import plan_source_frames
 from sama_data.settings import LoaderSettings
 from sama_data.shapes import Shape
 
-_SIZE_COLUMNS = ("width", "height", "num_frames", "frame_start", "frame_end")
-
 
 @dataclass(frozen=True)
 class PredictedShapes:
@@ -54,43 +52,84 @@ def predict_shapes(
             that out.
         settings: Buckets, the longest clip, and how clips are perturbed.
     """
-    table = dataset.table.select(["kind", *_SIZE_COLUMNS]).take(pa.array(rows))
-    is_image: NDArray[np.bool_] = np.asarray(pc.equal(table.column("kind"), "image").to_numpy())
-    bucket = _buckets(table, settings)
-    num_frames = np.where(is_image, 1, _frames(table, settings.max_frames))
+    known = _known_of(dataset, rows)
+    bucket = _buckets(known, settings)
+    num_frames = np.where(known.is_image, 1, _frames(known, settings.max_frames))
     source_frames = num_frames
     if epochs is not None:
-        source_frames = _source_frames(dataset, rows, epochs, ~is_image, bucket, num_frames, settings)
-    return _distinct(is_image, bucket, num_frames, source_frames, settings)
+        source_frames = _source_frames(dataset, known, epochs, bucket, num_frames, settings)
+    return _distinct(known.is_image, bucket, num_frames, source_frames, settings)
 
 
-def _known(table: pa.Table, name: str) -> NDArray[np.int64]:
-    """A column's numbers, 0 where there is none."""
-    return np.asarray(pc.fill_null(table.column(name), 0).to_numpy())
+def num_unknown(dataset: Dataset, rows: NDArray[np.int64]) -> tuple[int, int]:
+    """Returns of how many rows the manifest does not tell the size, and of how many videos the length."""
+    known = _known_of(dataset, rows)
+    sizes = (known.width == 0) | (known.height == 0)
+    lengths = (known.num_frames == 0) & ~known.is_image
+    return int(np.count_nonzero(sizes)), int(np.count_nonzero(lengths))
 
 
-def _buckets(table: pa.Table, settings: LoaderSettings) -> NDArray[np.int64]:
-    width, height = _known(table, "width"), _known(table, "height")
-    is_known = (width > 0) & (height > 0)
-    first_width, first_height = settings.buckets[0]
-    widths, heights = np.where(is_known, width, first_width), np.where(is_known, height, first_height)
-    return np.where(is_known, choose_buckets(widths, heights, settings.buckets), 0)
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the manifest tells of some rows; numbers are 0 where it does not tell.
+
+    Attributes:
+        rows: Their indices.
+        is_image: Whether each is drawn as an image.
+        is_raw: Whether it has no source.
+        width: The target's width in pixels.
+        height: The target's height.
+        num_frames: The frames between frame_start and the end.
+    """
+
+    rows: NDArray[np.int64]
+    is_image: NDArray[np.bool_]
+    is_raw: NDArray[np.bool_]
+    width: NDArray[np.int64]
+    height: NDArray[np.int64]
+    num_frames: NDArray[np.int64]
 
 
-def _frames(table: pa.Table, max_frames: int) -> NDArray[np.int64]:
+def _known_of(dataset: Dataset, rows: NDArray[np.int64]) -> _Known:
+    names = ("kind", "source", "width", "height", "num_frames", "frame_start", "frame_end")
+    table = dataset.table.select(names).take(pa.array(rows))
+
+    def numbers(name: str) -> NDArray[np.int64]:
+        return np.asarray(pc.fill_null(table.column(name), 0).to_numpy())
+
+    end = np.where(numbers("frame_end") > 0, numbers("frame_end"), numbers("num_frames"))
+    return _Known(
+        rows=rows,
+        is_image=np.asarray(pc.equal(table.column("kind"), "image").to_numpy()),
+        is_raw=np.asarray(pc.is_null(table.column("source")).to_numpy()),
+        width=numbers("width"),
+        height=numbers("height"),
+        num_frames=np.where(end > 0, np.maximum(1, end - numbers("frame_start")), 0),
+    )
+
+
+def _sample_ids(dataset: Dataset, rows: NDArray[np.int64]) -> list[str]:
+    return dataset.table.column("sample_id").take(pa.array(rows)).to_pylist()
+
+
+def _buckets(known: _Known, settings: LoaderSettings) -> NDArray[np.int64]:
+    has_size = (known.width > 0) & (known.height > 0)
+    width, height = settings.buckets[0]
+    return choose_buckets(
+        np.where(has_size, known.width, width), np.where(has_size, known.height, height), settings.buckets
+    )
+
+
+def _frames(known: _Known, max_frames: int) -> NDArray[np.int64]:
     """Each clip's frames, cut to 4k+1."""
-    end = _known(table, "frame_end")
-    end = np.where(end > 0, end, _known(table, "num_frames"))
-    available = np.maximum(1, end - _known(table, "frame_start"))
-    frames = np.where(end > 0, np.minimum(available, max_frames), max_frames)
+    frames = np.where(known.num_frames > 0, np.minimum(known.num_frames, max_frames), max_frames)
     return (frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
 
 
 def _source_frames(
     dataset: Dataset,
-    rows: NDArray[np.int64],
+    known: _Known,
     epochs: NDArray[np.int64],
-    is_video: NDArray[np.bool_],
     bucket: NDArray[np.int64],
     num_frames: NDArray[np.int64],
     settings: LoaderSettings,
@@ -99,15 +138,12 @@ def _source_frames(
     source_frames = num_frames.copy()
     if settings.motion.keep_length or settings.motion.speed == 0.0:
         return source_frames
-    videos = np.flatnonzero(is_video)
-    table = dataset.table.select(["source", "sample_id"]).take(pa.array(rows[videos]))
-    sources, names = (table.column(name).to_pylist() for name in ("source", "sample_id"))
-    for place, source, name in zip(videos.tolist(), sources, names, strict=True):
-        if source is None:
-            width, height = settings.buckets[int(bucket[place])]
-            source_frames[place] = plan_source_frames(
-                settings.motion, settings.seed, name, int(epochs[place]), int(num_frames[place]), height, width
-            )
+    raw = np.flatnonzero(known.is_raw & ~known.is_image)
+    for place, sample_id in zip(raw.tolist(), _sample_ids(dataset, known.rows[raw]), strict=True):
+        width, height = settings.buckets[int(bucket[place])]
+        source_frames[place] = plan_source_frames(
+            settings.motion, settings.seed, sample_id, int(epochs[place]), int(num_frames[place]), height, width
+        )
     return source_frames
 
 
