@@ -333,6 +333,21 @@ def data_stats(
     )
 
 
+@data_app.command("preview")
+def data_preview(
+    subject: Annotated[str, typer.Argument(metavar="MANIFEST|RECIPE", help="A manifest, or a recipe's YAML.")],
+    out: Annotated[Path, typer.Option(metavar="SHEET", help="The sheet to write, .png or .html.")],
+    overrides: OverridesArgument = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to show: half images, half videos.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of order and perturbations.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a sheet of what training will see: sources as perturbed, targets, prompts, buckets."""
+    from sama_mega.commands import data_preview as command
+
+    raise typer.Exit(command.run(subject, overrides or [], out, num_samples=samples, seed=seed, as_json=as_json))
+
+
 def _is_user_error(error: Exception) -> bool:
     """Whether the user's input is to blame; a class whose module nobody imported cannot have been raised."""
     classes = [getattr(sys.modules[module], name) for module, name in USER_ERRORS if module in sys.modules]

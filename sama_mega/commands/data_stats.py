@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sama_data.dataset import Dataset
-from sama_data.manifest import load_blend
 from sama_data.paper_mixture import ROWS_PER_ROW, make_paper_mixture
 from sama_data.stats import Group, Stats, collect_stats
+from sama_mega.commands.recipe_manifests import open_manifests
 from sama_mega.config import Recipe, load_recipe
-from sama_mega.config.errors import ConfigError
 from sama_mega.observe.sampling import sampling_progress
 from sama_mega.train.loader_settings import loader_settings
 
@@ -53,8 +51,7 @@ def run(
         DataError: A manifest cannot be used.
     """
     loaded = load_recipe(recipe, overrides)
-    missing: list[str] = []
-    with _dataset(loaded, paper_mixture, missing) as dataset, sampling_progress(steps, "steps") as show:
+    with _dataset(loaded, paper_mixture) as (dataset, missing), sampling_progress(steps, "steps") as show:
         stats = collect_stats(
             dataset,
             loader_settings(loaded),
@@ -71,26 +68,13 @@ def run(
 
 
 @contextmanager
-def _dataset(recipe: Recipe, paper_mixture: bool, missing: list[str]) -> Iterator[Dataset]:
-    """The rows to look at; manifests that do not exist are told and listed."""
-    if paper_mixture:
-        with tempfile.TemporaryDirectory() as folder:
-            yield make_paper_mixture(recipe.train.stage, Path(folder))
+def _dataset(recipe: Recipe, paper_mixture: bool) -> Iterator[tuple[Dataset, list[str]]]:
+    """The rows to look at, and the manifests that are missing."""
+    if not paper_mixture:
+        yield open_manifests(recipe, ", or add --paper-mixture")
         return
-    data = recipe.data
-    entries = [(data.manifest, 1.0)] if data.manifest else [(entry.manifest, entry.weight) for entry in data.blend]
-    if not entries:
-        raise ConfigError("data.manifest and data.blend name no manifest: set one of them, or add --paper-mixture")
-    for path, _ in entries:
-        if not path.exists():
-            missing.append(str(path))
-            print(f"{path}: no such manifest", file=sys.stderr)
-    found = [(path, weight) for path, weight in entries if path.exists()]
-    if not found:
-        raise ConfigError(
-            f"none of the {len(entries)} manifests exists: make them with data ingest, or add --paper-mixture"
-        )
-    yield load_blend(found)
+    with tempfile.TemporaryDirectory() as folder:
+        yield make_paper_mixture(recipe.train.stage, Path(folder)), []
 
 
 def _print(stats: Stats, paper_mixture: bool, missing: Sequence[str]) -> None:

@@ -76,6 +76,7 @@ def test_help_is_quick_and_imports_nothing_heavy(repo_root: Path) -> None:
         ["data"],
         ["data", "synth"],
         ["data", "stats"],
+        ["data", "preview"],
     ],
 )
 def test_every_command_has_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
