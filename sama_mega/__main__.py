@@ -36,14 +36,14 @@ OverridesArgument = Annotated[
 ]
 CheckpointArgument = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A step-NNNNNNNN or a run folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Make the last line of stdout one JSON object.")]
-ManifestArgument = Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSONL or Parquet, a row a sample.")]
-ManifestOutOption = Annotated[Path, typer.Option(metavar="M.parquet", help="The manifest to write.")]
 WeightsOption = Annotated[Literal["ema", "model"], typer.Option(help="The moving average, or the weights themselves.")]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Sampling steps (default: the checkpoint's recipe).")]
 GuidanceOption = Annotated[
     float | None,
     typer.Option(min=0.0, help="Guidance strength (default: the checkpoint's recipe); 1 is none."),
 ]
+ManifestArgument = Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSONL or Parquet, a row a sample.")]
+ManifestOutOption = Annotated[Path, typer.Option(metavar="M.parquet", help="The manifest to write.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -352,6 +352,10 @@ def data_ingest(
             limit=limit,
             workers=workers,
             keep_missing=keep_missing,
+            as_json=as_json,
+        )
+    )
+
 
 @data_app.command("filter")
 def data_filter(
@@ -402,7 +406,6 @@ def data_filter(
             as_json=as_json,
         )
     )
-
 
 
 @data_app.command("score")
@@ -484,6 +487,44 @@ def data_score(
         dry_run=dry_run,
     )
     raise typer.Exit(command.run(manifest, out, judge, server, options, as_json))
+
+
+@data_app.command("stats")
+def data_stats(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    ranks: Annotated[
+        list[int] | None, typer.Option(min=1, help="Data-parallel ranks to deal to; repeat (default: 16 and 56).")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to simulate.")] = 1000,
+    paper_mixture: Annotated[
+        bool, typer.Option("--paper-mixture", help="Stand-ins for the paper's datasets instead of the manifests.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a recipe's steps are made of and how evenly ranks share them; decodes nothing."""
+    from sama_mega.commands import data_stats as command
+
+    raise typer.Exit(
+        command.run(
+            recipe, overrides or [], ranks=ranks or [16, 56], steps=steps, paper_mixture=paper_mixture, as_json=as_json
+        )
+    )
+
+
+@data_app.command("preview")
+def data_preview(
+    subject: Annotated[str, typer.Argument(metavar="MANIFEST|RECIPE", help="A manifest, or a recipe's YAML.")],
+    out: Annotated[Path, typer.Option(metavar="SHEET", help="The sheet to write, .png or .html.")],
+    overrides: OverridesArgument = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to show: half images, half videos.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of order and perturbations.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a sheet of what training will see: sources as perturbed, targets, prompts, buckets."""
+    from sama_mega.commands import data_preview as command
+
+    raise typer.Exit(command.run(subject, overrides or [], out, num_samples=samples, seed=seed, as_json=as_json))
 
 
 def _is_user_error(error: Exception) -> bool:

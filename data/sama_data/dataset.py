@@ -157,6 +157,14 @@ class Dataset(Sequence[Row]):
         """The manifests, for messages."""
         return ", ".join(str(part.manifest) for part in self.parts)
 
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Reads columns of all rows, for counting and filtering.
+
+        Args:
+            names: Of SCHEMA.
+        """
+        return self._table.select(names)
+
     @property
     def table(self) -> pa.Table:
         """The columns, for counting and filtering; not to be changed."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from sama_data.dataset import Dataset
 from sama_data.errors import DataError
-from sama_data.loader import LoaderSettings, Quarantine, SampleLoader, StepSamples
+from sama_data.loader import Quarantine, SampleLoader, StepSamples
 from sama_data.manifest import load_blend, load_manifest
 from sama_mega.checkpoint.folder import complete_checkpoints
 from sama_mega.config.errors import ConfigError, UserError
@@ -33,6 +33,7 @@ from sama_mega.train.hooks.progress import ProgressHook
 from sama_mega.train.hooks.sample import SampleHook
 from sama_mega.train.hooks.tracker import TrackerHook
 from sama_mega.train.hooks.watchdog import WatchdogHook
+from sama_mega.train.loader_settings import loader_settings
 from sama_mega.train.loop import Loop, Run
 from sama_mega.train.pace import Pace
 from sama_mega.train.run_end import RunEnd
@@ -197,22 +198,8 @@ def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, fol
         ConfigError: A step is too small for the layout.
         DataError: No stream has both rows and slots.
     """
-    data = recipe.data
-    settings = LoaderSettings(
-        images_per_step=data.images_per_step,
-        videos_per_step=data.videos_per_step,
-        seed=recipe.train.seed,
-        buckets=data.buckets,
-        max_frames=data.max_frames,
-        motion=recipe.motion,
-        prefetch_steps=data.prefetch_steps,
-        decode_threads=data.decode_threads,
-        decoded_cache_mib=data.decoded_cache_mib,
-        max_bad_share=data.max_bad_share,
-        at_least_per_rank=samples_needed_per_rank(recipe.parallel),
-    )
     quarantine = Quarantine(folder.quarantine_path)
-    loader = SampleLoader(dataset, settings, context.data_rank, context.layout.data, quarantine)
+    loader = SampleLoader(dataset, loader_settings(recipe), context.data_rank, context.layout.data, quarantine)
     if loader.num_slots < samples_needed_per_rank(recipe.parallel) * context.layout.data:
         raise ConfigError(too_few_samples(recipe.parallel, loader.num_slots, context.layout.data))
     return loader

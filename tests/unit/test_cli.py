@@ -77,6 +77,8 @@ def test_help_is_quick_and_imports_nothing_heavy(repo_root: Path) -> None:
         ["data", "synth"],
         ["data", "filter"],
         ["data", "score"],
+        ["data", "stats"],
+        ["data", "preview"],
     ],
 )
 def test_every_command_has_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
