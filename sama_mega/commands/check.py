@@ -12,7 +12,7 @@ from sama_kernels.dispatch import require_built
 from sama_mega.cluster.node_list import join_ranges
 from sama_mega.config import Recipe, load_recipe
 from sama_mega.config.errors import ConfigError
-from sama_mega.config.schema import FRAMES_PER_LATENT, LATENT_STRIDE, DataRecipe
+from sama_mega.config.schema import BUILT_IN_ENCODERS, FRAMES_PER_LATENT, LATENT_STRIDE, DataRecipe, EncodersRecipe
 from sama_mega.parallel.layout import (
     Layout,
     fewest_ranks,
@@ -185,6 +185,7 @@ def _other_findings(recipe: Recipe, layout: Layout) -> list[Finding]:
     start, per_step = recipe.checkpoint.init_from, recipe.data.images_per_step + recipe.data.videos_per_step
     if start is not None and not start.exists():
         findings.append(_stop("checkpoint.init_from", f"checkpoint.init_from ({start}): no such checkpoint"))
+    findings += _weights_findings(recipe.encoders)
     if start is None and recipe.train.stage == 1:
         text = "checkpoint.init_from is null: stage 1 starts from random weights"
         findings.append(Finding("checkpoint.init_from", text))
@@ -197,6 +198,21 @@ def _other_findings(recipe: Recipe, layout: Layout) -> list[Finding]:
     if warmup >= steps:
         text = f"optimizer.warmup_steps ({warmup}) never ends: train.steps is {steps}"
         findings.append(Finding("optimizer.warmup_steps", text))
+    return findings
+
+
+def _weights_findings(encoders: EncodersRecipe) -> list[Finding]:
+    """Folders of pretrained encoders that are not there; what is in them only loading tells."""
+    findings = []
+    for role, built_in in BUILT_IN_ENCODERS.items():
+        chosen, key = getattr(encoders, role), f"encoders.{role}_path"
+        path: Path | None = getattr(encoders, f"{role}_path")
+        if chosen == built_in:
+            continue
+        if path is None:
+            findings.append(_stop(key, f"{key} is null: encoders.{role} ({chosen}) needs the folder of its weights"))
+        elif not path.is_dir():
+            findings.append(_stop(key, f"{key} ({path}): no such folder"))
     return findings
 
 

@@ -28,6 +28,8 @@ LATENT_STRIDE = 8
 """Pixels per latent position, in height and in width."""
 FRAMES_PER_LATENT = 4
 """Frames per latent frame after the first, so that clips have 4k+1 frames."""
+BUILT_IN_ENCODERS = {"video": "dct", "text": "hash", "semantic": "tiny"}
+"""By what it encodes, the encoder that needs no weights."""
 
 
 class BrokenRule(ValueError):
@@ -253,8 +255,7 @@ class EncodersRecipe(Section):
 
     @model_validator(mode="after")
     def _check_paths(self) -> EncodersRecipe:
-        built_in = {"video": "dct", "text": "hash", "semantic": "tiny"}
-        for role, name in built_in.items():
+        for role, name in BUILT_IN_ENCODERS.items():
             path = getattr(self, f"{role}_path")
             if getattr(self, role) == name and path is not None:
                 raise BrokenRule(f"{role}_path", path, f"is not read: encoders.{role} is {name}, which has no weights")

@@ -1,4 +1,8 @@
-"""What an encoder offers: the same three interfaces for the embedded encoders and for the pretrained ones."""
+"""What an encoder offers: the same three interfaces for the embedded encoders and for the pretrained ones.
+
+None has anything to train. What a clip, a prompt or a frame is encoded to does not depend on the others of the call, to
+the last bit: it may be encoded elsewhere, with others, or be read from a cache.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,7 @@ class TextEncoder(Protocol):
     """Prompts to a fixed number of embeddings."""
 
     max_tokens: int
+    text_dim: int
 
     def encode(self, prompts: list[str]) -> Tensor:
         """Encodes prompts to [B,max_tokens,text_dim] float32; rows after a prompt's last token are zero."""

@@ -26,6 +26,21 @@ def all_reduce_in_place(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch
     return tensor
 
 
+def broadcast_in_place(tensor: torch.Tensor, group_rank: int, group: dist.ProcessGroup) -> torch.Tensor:
+    """Sends one rank's tensor to the others of a group.
+
+    Args:
+        tensor: Contiguous, of one shape on every rank; **mutated** on all but the sender.
+        group_rank: The sender's place in the group.
+        group: All of its ranks call this.
+
+    Returns:
+        The same tensor.
+    """
+    dist.broadcast(tensor, group=group, group_src=group_rank)
+    return tensor
+
+
 def bind_all_reduce(group: dist.ProcessGroup) -> Callable[[torch.Tensor], torch.Tensor]:
     """`all_reduce_in_place` for one group, as the callable that the norm kernels take."""
     return partial(all_reduce_in_place, group=group)

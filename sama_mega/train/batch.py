@@ -5,13 +5,17 @@ Shape legend: B samples; C T H W latents; M semantic tokens, F their features; L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sama_data.loader import Sample
+from sama_data.pretext import PretextPlan, identity_plan
 from sama_data.rows import Kind
 from sama_data.shapes import cut_by_shape
 from sama_kernels.pretext import pretext
@@ -19,6 +23,14 @@ from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.noising import draw_text_dropout
 from sama_mega.encoders.interface import Encoders
 from sama_mega.parallel.transfer import to_device
+from sama_mega.train.shared_encoding import (
+    EncodingJob,
+    Sharing,
+    anchors_cost,
+    pixels_cost,
+    share_step,
+    tokens_cost,
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +67,16 @@ class Batcher:
         recipe: The whole recipe.
         encoders: Frozen encoders, on the same device.
         device: Where the encoded tensors live.
+        sharing: Among whom `encode_step` shares the work; None: this rank does all of it.
     """
 
-    def __init__(self, recipe: Recipe, encoders: Encoders, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, encoders: Encoders, device: torch.device, sharing: Sharing | None = None
+    ) -> None:
         self._recipe = recipe
         self._encoders = encoders
         self._device = device
+        self._sharing = sharing
         self._truncated: set[int] = set()
 
     @property
@@ -68,14 +84,46 @@ class Batcher:
         """Distinct samples so far whose prompt was longer than the text encoder takes."""
         return len(self._truncated)
 
+    def encode_step(self, micro_batches: Sequence[Sequence[Sample]]) -> list[Callable[[], MicroBatch]]:
+        """Plans the encoding of a step.
+
+        Args:
+            micro_batches: Samples of one shape each, the same on every rank that shares.
+
+        Returns:
+            A call for each micro-batch that gives it encoded: to be made once, in order, alike on every rank.
+        """
+        if self._sharing is None:
+            return [partial(self.encode, samples) for samples in micro_batches]
+        return share_step(micro_batches, self._jobs, self._assemble, self._sharing)
+
     @torch.no_grad()
     def encode(self, samples: Sequence[Sample]) -> MicroBatch:
-        """Encodes samples of one shape."""
-        sources = torch.stack([self._pixels(sample, perturbed=True) for sample in samples])
-        targets = torch.stack([self._pixels(sample, perturbed=False) for sample in samples])
-        # Frame by frame: a list as an index would travel to the device, and the host would wait for it.
-        anchors = [targets[:, :, frame] for frame in anchor_frames(targets.shape[2], self._recipe.anchor.num_frames)]
-        latents, source_latents = self._encode_videos(targets, sources)
+        """Encodes samples of one shape, on this rank alone."""
+        return self._assemble(samples, [job.run() for job in self._jobs(samples)])
+
+    def _jobs(self, samples: Sequence[Sample]) -> list[EncodingJob]:
+        """What is to be encoded: target, source, anchors, text."""
+        num_samples, anchors = len(samples), self._recipe.anchor.num_frames
+        semantic, text, prompts = self._encoders.semantic, self._encoders.text, self._prompts(samples)
+        num_frames, height, width = samples[0].target_frames.shape[:3]
+        target = (num_samples, num_frames, height, width)
+        source = (num_samples, len(samples[0].plan.frame_indices), height, width)
+        anchor_features = (num_samples, anchors * semantic.tokens_per_anchor, semantic.semantic_dim)
+        num_tokens = sum(self._count_tokens(sample) for sample in samples)
+        return [
+            EncodingJob(pixels_cost(target), self._latent_shape(*target), lambda: self._targets(samples)),
+            EncodingJob(pixels_cost(source), self._latent_shape(*source), lambda: self._sources(samples)),
+            EncodingJob(anchors_cost(num_samples * anchors), anchor_features, lambda: self._anchors(samples)),
+            EncodingJob(
+                tokens_cost(num_tokens), (num_samples, text.max_tokens, text.text_dim), lambda: text.encode(prompts)
+            ),
+        ]
+
+    def _assemble(self, samples: Sequence[Sample], encoded: Sequence[Tensor]) -> MicroBatch:
+        """Puts what `_jobs` gave beside what is known of the samples."""
+        latents, source_latents, semantic_features, text = encoded
+        weights = torch.tensor([modality_weight(sample.kind, self._recipe) for sample in samples])
         return MicroBatch(
             slots=tuple(sample.slot for sample in samples),
             sample_indices=tuple(sample.index for sample in samples),
@@ -83,28 +131,42 @@ class Batcher:
             tasks=tuple(sample.task for sample in samples),
             latents=latents,
             source_latents=source_latents,
-            semantic_features=self._encoders.semantic.encode(torch.stack(anchors, dim=1)),
-            text=self._encoders.text.encode(self._prompts(samples)),
-            weights=to_device(
-                torch.tensor([modality_weight(sample.kind, self._recipe) for sample in samples]), self._device
-            ),
+            semantic_features=semantic_features,
+            text=text,
+            weights=to_device(weights, self._device),
         )
 
-    def _encode_videos(self, targets: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents of both; in one call where they have one shape, as all but sped-up clips do."""
-        if targets.shape != sources.shape:
-            return self._encoders.video.encode(targets), self._encoders.video.encode(sources)
-        latents, source_latents = self._encoders.video.encode(torch.cat([targets, sources])).chunk(2)
-        return latents, source_latents
+    def _targets(self, samples: Sequence[Sample]) -> Tensor:
+        """``[B, C, T, H, W]``."""
+        return self._encoders.video.encode(torch.stack([self._pixels(sample.target_frames) for sample in samples]))
 
-    def _pixels(self, sample: Sample, perturbed: bool) -> Tensor:
-        """``[3, T, H, W]`` float32 in [-1, 1]."""
-        frames = torch.from_numpy(sample.source_frames if perturbed else sample.target_frames)
-        if perturbed:
-            indices, order = sample.plan.frame_indices, sample.plan.tube_order
-        else:
-            indices, order = tuple(range(frames.shape[0])), None
-        return pretext(to_device(frames, self._device), indices, order, backend=self._recipe.kernels.ops)
+    def _sources(self, samples: Sequence[Sample]) -> Tensor:
+        """``[B, C, Ts, H, W]``, perturbed as planned."""
+        sources = [self._pixels(sample.source_frames, sample.plan) for sample in samples]
+        return self._encoders.video.encode(torch.stack(sources))
+
+    def _anchors(self, samples: Sequence[Sample]) -> Tensor:
+        """``[B, M, F]``."""
+        wanted = anchor_frames(len(samples[0].target_frames), self._recipe.anchor.num_frames)
+        frames = [self._pixels(sample.target_frames[wanted]).transpose(0, 1) for sample in samples]
+        return self._encoders.semantic.encode(torch.stack(frames))
+
+    def _latent_shape(self, num_samples: int, num_frames: int, height: int, width: int) -> tuple[int, ...]:
+        codec = self._encoders.video
+        times = 1 + (num_frames - 1) // codec.temporal_stride
+        return (
+            num_samples,
+            codec.latent_channels,
+            times,
+            height // codec.spatial_stride,
+            width // codec.spatial_stride,
+        )
+
+    def _pixels(self, frames: NDArray[np.uint8], plan: PretextPlan | None = None) -> Tensor:
+        """``[3, T, H, W]`` float32 in [-1, 1] of ``[T, H, W, 3]``, perturbed where there is a plan."""
+        plan = plan or identity_plan(len(frames))
+        given = to_device(torch.from_numpy(frames), self._device)
+        return pretext(given, plan.frame_indices, plan.tube_order, backend=self._recipe.kernels.ops)
 
     def _prompts(self, samples: Sequence[Sample]) -> list[str]:
         dropped = draw_text_dropout(
@@ -113,9 +175,15 @@ class Batcher:
             [sample.epoch for sample in samples],
             self._recipe.data.text_dropout,
         )
-        text = self._encoders.text
-        self._truncated |= {s.index for s in samples if text.count_tokens(s.prompt) > text.max_tokens}
         return [sample.prompt_prefix if drop else sample.prompt for sample, drop in zip(samples, dropped, strict=True)]
+
+    def _count_tokens(self, sample: Sample) -> int:
+        """Tokens that the encoder reads of a sample's prompt; notes where it reads no more."""
+        text = self._encoders.text
+        num_tokens = text.count_tokens(sample.prompt)
+        if num_tokens > text.max_tokens:
+            self._truncated.add(sample.index)
+        return min(num_tokens, text.max_tokens)
 
 
 def modality_weight(kind: str, recipe: Recipe) -> float:

@@ -38,6 +38,7 @@ from sama_mega.train.loop import Loop, Run
 from sama_mega.train.pace import Pace
 from sama_mega.train.run_end import RunEnd
 from sama_mega.train.run_folder import RunFolder
+from sama_mega.train.shared_encoding import Sharing
 from sama_mega.train.startup import StartupClock
 from sama_mega.train.state import TrainState, build_train_state
 from sama_mega.train.step import TrainStep
@@ -154,7 +155,8 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
             [f"life {life.number} on {', '.join(life.nodes)}", *lines, _headline(run, dataset, loader, context, state)],
             context,
         )
-        batcher, pace = Batcher(recipe, encoders, context.device), Pace(context.device)
+        batcher = Batcher(recipe, encoders, context.device, Sharing.among(context))
+        pace = Pace(context.device)
         train_step = TrainStep(recipe, context, state, batcher, pace)
         checkpoints = CheckpointHook(state, context, life.number)
         # In the order they run: what is logged first is there when a later one fails.

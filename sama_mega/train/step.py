@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sama_data.loader import Sample, StepSamples
+from sama_data.loader import StepSamples
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.losses import sama_loss
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
@@ -79,8 +79,8 @@ class TrainStep:
         stages, optimizer = self._state.stages, self._state.optimizer
         statistics = SlotStatistics(drawn, self._recipe, self._context)
 
-        def prepare(samples: Sequence[Sample]) -> tuple[MicroBatch, NoisedBatch]:
-            batch = self._batcher.encode(samples)
+        def prepare(encode: Callable[[], MicroBatch]) -> tuple[MicroBatch, NoisedBatch]:
+            batch = encode()
             return batch, noise_micro_batch(batch, self._schedule, self._recipe)
 
         def forward_step(stage: nn.Module, prepared: tuple[MicroBatch, NoisedBatch]) -> Tensor:
@@ -98,8 +98,8 @@ class TrainStep:
             return stages[0].module.hidden_shape(prepared[1].given)
 
         optimizer.zero_grad()
-        micro_batches = group_by_shape(drawn.samples, self._recipe)
         with self._pace.computing():
+            micro_batches = self._batcher.encode_step(group_by_shape(drawn.samples, self._recipe))
             run_forward_backward(stages, micro_batches, prepare, forward_step, hidden_shape, self._context)
         finalize_gradients(stages, optimizer.owned, self._context)
         # The one place of a step where the host waits for the device.

@@ -22,6 +22,7 @@ from sama_mega.parallel.layout import samples_needed_per_rank
 from sama_mega.parallel.runtime import ParallelContext, solo_context
 from sama_mega.parallel.sharded_state import ShardedState, shard_parameters
 from sama_mega.train.batch import Batcher
+from sama_mega.train.shared_encoding import Sharing
 from sama_mega.train.state import TrainState, build_train_state
 from sama_mega.train.step import StepOutcome, TrainStep
 from sama_mega.verify.plants import find_plant
@@ -92,7 +93,7 @@ def run_step(recipe: Recipe, context: ParallelContext, samples: list[Sample]) ->
     for stage in state.stages:
         perturb_weights(stage.module, recipe.train.seed)
     before = put_together(_parameters(state, context), context)
-    batcher = Batcher(recipe, build_encoders(recipe, context.device), context.device)
+    batcher = Batcher(recipe, build_encoders(recipe, context.device), context.device, Sharing.among(context))
     train_step = TrainStep(recipe, context, state, batcher)
     drawn = share_of(samples, context.data_rank, context.layout.data)
     losses = _losses(train_step.run(drawn, LEARNING_RATE))

@@ -54,7 +54,7 @@ FOUR_RANKS: dict[str, dict[str, Any]] = {
     "context x data": {"context": 2, "data": 2},
 }
 RECOMPUTE = ("selective", "full")
-PHASES = ("block forward", "backward", "micro-batch", "step")
+PHASES = ("block forward", "backward", "micro-batch", "encoding", "step")
 
 # --- the document -----------------------------------------------------------------------------------------
 
@@ -90,11 +90,13 @@ class Document:
 
 BLOCK_FORWARD, BLOCK_BACKWARD = "Each block, forward", "Each block, backward"
 MICRO_BATCH, MICRO_BATCH_BACKWARD = "Each micro-batch, forward and between stages", "Each micro-batch, backward"
+ENCODING = "Each micro-batch, encoding"
 STEP, BUCKET = "Each optimizer step", "Each bucket of gradients, each optimizer step"
 TABLES = {
     "block forward": (BLOCK_FORWARD,),
     "backward": (BLOCK_BACKWARD, MICRO_BATCH_BACKWARD),
     "micro-batch": (MICRO_BATCH,),
+    "encoding": (ENCODING,),
 }
 """By phase of the recorder: the tables that say what is sent in it."""
 
@@ -207,7 +209,7 @@ def observe_step(recipe: Any, context: Any) -> Observed:
     """Runs one step of what `train` runs: images and clips of several shapes, dealt to the data ranks."""
     from sama_mega.encoders import build_encoders
     from sama_mega.model.block import SamaBlock
-    from sama_mega.train import step
+    from sama_mega.train import shared_encoding, step
     from sama_mega.train.agreement import agreeing_batches
     from sama_mega.train.batch import Batcher, group_by_shape
     from sama_mega.train.state import build_train_state
@@ -215,7 +217,8 @@ def observe_step(recipe: Any, context: Any) -> Observed:
     from sama_mega.verify.samples import global_batch, share_of
 
     state = build_train_state(recipe, context, initialize=True)
-    batcher = Batcher(recipe, build_encoders(recipe, context.device), context.device)
+    sharing = shared_encoding.Sharing.among(context)
+    batcher = Batcher(recipe, build_encoders(recipe, context.device), context.device, sharing)
     drawn = share_of(global_batch(recipe.train.stage), context.data_rank, context.layout.data)
     recorder = TrafficRecorder(
         {
@@ -224,6 +227,7 @@ def observe_step(recipe: Any, context: Any) -> Observed:
             "gather": context.key_value_group,
             "sequence": context.sequence_group,
             "pipeline": context.pipeline_group,
+            "copy": context.model_group,
             "data": context.groups.dp_cp,
             "world": context.world_group,
             "host": context.host_world_group,
@@ -231,9 +235,11 @@ def observe_step(recipe: Any, context: Any) -> Observed:
     )
     in_block = recorder.during("block forward", SamaBlock.forward)
     in_schedule = recorder.during("micro-batch", step.run_forward_backward)
+    in_encoding = recorder.during("encoding", shared_encoding.run_shared)
     with (
         patch.object(SamaBlock, "forward", in_block),
         patch.object(step, "run_forward_backward", in_schedule),
+        patch.object(shared_encoding, "run_shared", in_encoding),
         recorder.recording(),
     ):
         agreed = next(agreeing_batches(iter([drawn]), context, StopRequest()))
@@ -270,16 +276,19 @@ def layout_names(recipe: Any, context: Any) -> dict[str, Any]:
         "last": any(stage.is_last for stage in stages),
         "dim": model.dim,
         "L": model.text_length,
+        "text": model.text_dim,
+        "M": recipe.anchor.num_tokens,
+        "features": model.semantic_dim,
         "P": model.out_channels * math.prod(model.patch_size),
         "e": 2,
     }
 
 
 def sample_names(samples: Sequence[Any], recipe: Any) -> dict[str, int]:
-    """Edits have source and target of one shape."""
+    """Of stage 1: edits have source and target of one shape."""
     frames, height, width = samples[0].target_frames.shape[:3]
     patches = (1 + (frames - 1) // 4) * (height // 16) * (width // 16)
-    return {"B": len(samples), "N": 2 * patches + recipe.anchor.num_tokens}
+    return {"B": len(samples), "X": patches, "Y": patches, "N": 2 * patches + recipe.anchor.num_tokens}
 
 
 def step_names(state: Any, num_slots: int) -> dict[str, int]:

@@ -235,6 +235,21 @@ def test_check_counts_tokens_as_published(repo_root: Path, capsys: pytest.Captur
     assert (wide["video_tokens"], wide["video_sequence"], wide["image_sequence"]) == (32_760, 65_585, 3_185)
 
 
+def test_check_warns_of_weights_that_are_not_there(
+    tmp_path: Path, repo_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = f"encoders.video_path={tmp_path}"
+    assert status_of("check", str(repo_root / "recipes/wan14b_stage0.yaml"), folder, "encoders.text_path=null") == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning    encoders.")]
+    assert warnings == [
+        "warning    encoders.text_path is null: encoders.text (umt5) needs the folder of its weights;"
+        " train will stop here",
+        "warning    encoders.semantic_path (weights/siglip-so400m-patch14-384): no such folder; train will stop here",
+    ]
+    assert status_of("check", str(repo_root / "recipes/demo_stage0.yaml")) == 0
+    assert "encoders." not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
