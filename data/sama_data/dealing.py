@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 # A deal this near the least possible time is not refined further: predictions are not that good.
 _NEAR_ENOUGH = 1.002
@@ -44,10 +45,19 @@ class Work:
         """Returns the micro-batches of so many samples of one shape on one rank."""
         return -(-count // self.limits[shape])
 
-    def load(self, slots: Sequence[int]) -> int:
-        """Returns the time of a rank that has these slots."""
-        counts = Counter(self.shape_of[slot] for slot in slots)
-        return sum(self.group_cost(shape, count) for shape, count in counts.items())
+    def counts(self, dealt: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+        """Returns how many samples of each shape each rank has, ``[ranks, shapes]`` int64."""
+        num_shapes = len(self.costs)
+        ranks = np.repeat(np.arange(len(dealt)), [len(slots) for slots in dealt])
+        shapes = np.array(self.shape_of, np.int64)[np.array([slot for slots in dealt for slot in slots], np.int64)]
+        counts = np.bincount(ranks * num_shapes + shapes, minlength=len(dealt) * num_shapes)
+        return counts.reshape(len(dealt), num_shapes)
+
+    def loads(self, dealt: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+        """Returns the time of each rank, ``[ranks]`` int64."""
+        counts = self.counts(dealt)
+        calls = -(-counts // np.array(self.limits, np.int64))
+        return counts @ np.array(self.costs, np.int64) + calls.sum(axis=1) * self.call_cost
 
 
 def deal(costs: Sequence[float], num_ranks: int, at_least: int = 0) -> list[list[int]]:
@@ -82,10 +92,10 @@ def deal_work(work: Work, num_ranks: int, at_least: int = 0) -> list[list[int]]:
     """
     enough = min(at_least, len(work.shape_of) // num_ranks)
     single = deal([work.costs[shape] for shape in work.shape_of], num_ranks, enough)
-    longest = max(map(work.load, single))
+    longest = int(work.loads(single).max())
     whole = _Deal(work, _deal_whole(work, num_ranks, enough), enough)
     whole.refine(min(longest, _NEAR_ENOUGH * least_possible(work, num_ranks)))
-    return single if longest < max(whole.loads) else whole.slots()
+    return single if longest < whole.loads.max() else whole.slots()
 
 
 def least_possible(work: Work, num_ranks: int) -> int:
@@ -112,18 +122,14 @@ def least_possible(work: Work, num_ranks: int) -> int:
 
 
 def _deal_whole(work: Work, num_ranks: int, at_least: int) -> list[list[int]]:
-    """Deals micro-batches, whole where ranks have several of them, halved where they are too few to go round."""
+    """Deals whole micro-batches, longest first; halved ones where every rank could not get its least."""
     most = max(work.limits, default=1)
-    mean = sum(work.costs[shape] for shape in work.shape_of) / num_ranks
     while True:
         packs = _packs(work, most)
         costs = [work.group_cost(work.shape_of[pack[0]], len(pack)) for pack in packs]
-        too_few = at_least > 0 and len(packs) < num_ranks
-        too_large = any(cost > mean for cost, pack in zip(costs, packs, strict=True) if len(pack) > 1)
-        if most == 1 or not (too_few or too_large):
-            dealt = _deal_packs(packs, costs, num_ranks, at_least)
-            if most == 1 or min(map(len, dealt)) >= at_least:
-                return dealt
+        dealt = _deal_packs(packs, costs, num_ranks, at_least)
+        if most == 1 or min(map(len, dealt)) >= at_least:
+            return dealt
         most = -(-most // 2)
 
 
@@ -177,7 +183,7 @@ class _Deal:
             for slot in slots:
                 held.setdefault(work.shape_of[slot], []).append(slot)
             self._held.append(held)
-        self.loads = np.array([work.load(slots) for slots in dealt], dtype=np.int64)
+        self.loads = work.loads(dealt)
 
     def slots(self) -> list[list[int]]:
         """For each rank its slots, ascending."""

@@ -232,18 +232,16 @@ class _Dealt:
     def add(self, work: Work, at_least: int) -> None:
         """Deals one more step."""
         dealt = deal_work(work, self._num_ranks, at_least)
-        loads = [work.load(slots) for slots in dealt]
-        mean = sum(loads) / self._num_ranks
-        self._slowest.append(max(loads) / mean)
+        loads = work.loads(dealt)
+        mean = int(loads.sum()) / self._num_ranks
+        self._slowest.append(int(loads.max()) / mean)
         self._least.append(max(1.0, least_possible(work, self._num_ranks) / mean))
         self._idle += sum(not slots for slots in dealt)
-        for slots in dealt:
-            for shape, count in Counter(work.shape_of[slot] for slot in slots).items():
-                calls = work.num_calls(shape, count)
-                self._calls += calls
-                if work.limits[shape] > 1:
-                    self._stackable += calls
-                    self._ragged += count % work.limits[shape] != 0
+        counts, limits = work.counts(dealt), np.array(work.limits)
+        calls = -(-counts // limits)
+        self._calls += int(calls.sum())
+        self._stackable += int(calls[:, limits > 1].sum())
+        self._ragged += int(np.count_nonzero(counts % limits))
 
     def summary(self) -> Imbalance:
         """Returns what was gathered."""

@@ -176,3 +176,11 @@ def test_streams_rows_are_the_draws_first_candidates(manifests):
             for pair in zip(*(part.tolist() for part in stream.rows(step)), strict=True)
         ]
         assert rows == drawn_by(planner, step)
+
+
+@pytest.mark.parametrize("least", [0, 2])
+def test_every_rank_gets_what_the_layout_needs(manifests, least):
+    settings = LoaderSettings(20, 2, 3, micro_batch_images=8, at_least_per_rank=least)
+    planner = StepPlanner(load_manifest(manifests[30, 12]), settings)
+    fewest = min(len(slots) for step in range(4) for slots in planner.deal(step, 11))
+    assert fewest == 2 if least else fewest < 2

@@ -84,7 +84,7 @@ def lists_of(size: int, of):
 
 
 def slowest(work: Work, dealt: list[list[int]]) -> int:
-    return max(work.load(slots) for slots in dealt)
+    return int(work.loads(dealt).max())
 
 
 def num_calls(work: Work, dealt: list[list[int]]) -> int:
@@ -130,13 +130,14 @@ def test_the_least_possible_time_counts_slots_that_must_share_a_rank():
 @given(works(), st.integers(1, 12))
 def test_loads_count_the_micro_batches_that_training_cuts(work, num_ranks):
     shapes = [Shape("image", 16 * (1 + number), 16, 1, 1) for number in range(len(work.costs))]
-    for slots in deal_work(work, num_ranks):
+    dealt = deal_work(work, num_ranks)
+    for slots, load, counts in zip(dealt, work.loads(dealt), work.counts(dealt), strict=True):
         cut = 0
         for number in range(len(work.costs)):
             mine = [shapes[number] for slot in slots if work.shape_of[slot] == number]
+            assert counts[number] == len(mine)
             cut += len(cut_by_shape(mine, {"image": work.limits[number]}))
-        expected = sum(work.costs[work.shape_of[slot]] for slot in slots) + cut * work.call_cost
-        assert work.load(slots) == expected
+        assert load == sum(work.costs[work.shape_of[slot]] for slot in slots) + cut * work.call_cost
 
 
 def test_micro_batches_stay_whole_where_that_costs_no_time():
