@@ -95,8 +95,9 @@ def test_a_run_folder_holds_what_is_promised(pipeline: Pipeline, stage: int) -> 
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
     assert "saved" in (folder / "log.txt").read_text()
     assert not (folder / "quarantine.jsonl").exists()
+    assert [path.name for path in (folder / "logs/life-0001").iterdir()] == ["rank-00000.txt"]
     assert {path.name for path in folder.iterdir()} <= {
-        *("recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "samples", "lives", "log.txt"),
+        *("recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "samples", "lives", "log.txt", "logs"),
         "mlflow.json",
     }
 
