@@ -6,10 +6,14 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
+
 from sama_data.clips import Clip, ClipCache, load_clip
+from sama_data.cost import row_costs
 from sama_data.dataset import Dataset
 from sama_data.errors import ClipError
 from sama_data.health import Health
+from sama_data.media import require_protocol
 from sama_data.order import deal
 from sama_data.prefetch import prefetch_in_order
 from sama_data.pretext import plan_for
@@ -18,7 +22,7 @@ from sama_data.quarantine import Quarantine
 from sama_data.rows import Row
 from sama_data.samples import Sample, StepSamples
 from sama_data.settings import LoaderSettings
-from sama_data.streams import Draw, make_streams, row_cost
+from sama_data.streams import Draw, make_streams
 
 __all__ = ["LoaderSettings", "Quarantine", "Sample", "SampleLoader", "StepSamples"]
 
@@ -47,7 +51,7 @@ class SampleLoader:
         quarantine: Where bad samples are recorded.
 
     Raises:
-        DataError: No stream has both rows and slots.
+        DataError: No stream has both rows and slots, or what reads the manifest's URLs is not installed.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class SampleLoader:
         self._settings = settings
         self._data_rank = data_rank
         self._data_world = data_world
+        for protocol in sorted(dataset.traits.protocols):
+            require_protocol(protocol)
         self._streams = make_streams(dataset, settings)
         self.num_slots = sum(stream.per_step for stream in self._streams)
         self.num_image_slots = sum(stream.per_step for stream in self._streams if stream.kind == "image")
@@ -116,9 +122,9 @@ class SampleLoader:
         """Deals the step's slots to the ranks by predicted cost and returns this rank's."""
         draws = self.draws(step)
         settings = self._settings
-        rows = [self._dataset[draw.stream.drawn_row(draw)] for draw in draws]
-        costs = [row_cost(row, settings.buckets, settings.max_frames) for row in rows]
-        mine = deal(costs, self._data_world, settings.at_least_per_rank)[self._data_rank]
+        rows = np.array([draw.index for draw in draws])
+        costs = row_costs(self._dataset.traits, rows, settings.buckets, settings.max_frames)
+        mine = deal(costs.tolist(), self._data_world, settings.at_least_per_rank)[self._data_rank]
         # Threads that no other sample of the step would use go to each sample's decoder.
         threads = max(1, settings.decode_threads // max(1, len(mine)))
         return [_Job(step, draws[slot], threads) for slot in mine]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sama_data.cost import predicted_cost
 from sama_data.dataset import Dataset
 from sama_data.errors import DataError
 from sama_data.order import RANDOM_ATTEMPTS, EpochOrder, replacement_index
-from sama_data.rows import Kind, Row
+from sama_data.rows import Kind
 from sama_data.settings import LoaderSettings
 
 _LOGGER = logging.getLogger("sama_data")
@@ -30,12 +29,14 @@ class Draw:
         stream: Where it was drawn.
         place: The sample's place in the stream, which the parts' weights may make larger than its rows.
         epoch: The stream's epoch.
+        index: The row that stands there.
     """
 
     slot: int
     stream: Stream
     place: int
     epoch: int
+    index: int
 
 
 class Stream:
@@ -50,16 +51,18 @@ class Stream:
         self.per_step = per_step
         self._seed = seed
         self._number = _STREAM_NUMBERS[kind]
-        self._parts: list[NDArray[np.int64]] = []
-        sizes: list[int] = []
-        rows = dataset.indices_of(kind)
+        self._rows = dataset.indices_of(kind)
+        firsts, counts, sizes = [], [], []
         for part in dataset.parts:
-            first, last = np.searchsorted(rows, [part.start, part.start + part.count])
+            first, last = np.searchsorted(self._rows, [part.start, part.start + part.count]).tolist()
             if last > first:
-                self._parts.append(rows[first:last])
-                sizes.append(max(1, round(part.weight * int(last - first))))
-        self._ends = np.cumsum(sizes)
-        self.num_rows = len(rows)
+                firsts.append(first)
+                counts.append(last - first)
+                sizes.append(max(1, round(part.weight * (last - first))))
+        # Of each part: its first row, its rows, its places, and where they end.
+        self._firsts, self._counts, self._sizes = np.array(firsts), np.array(counts), np.array(sizes)
+        self._ends = np.cumsum(self._sizes)
+        self.num_rows = len(self._rows)
         self.num_places = int(sum(sizes))
         self._order = EpochOrder(self.num_places, seed, self._number) if sizes else None
 
@@ -67,8 +70,9 @@ class Stream:
         """Returns a step's draws, over all ranks; their slots count from first_slot."""
         assert self._order is not None, "a stream without rows is dropped"
         places, epochs = self._order.draws(step, self.per_step)
-        pairs = zip(places.tolist(), epochs.tolist(), strict=True)
-        return [Draw(first_slot + number, self, place, epoch) for number, (place, epoch) in enumerate(pairs)]
+        rows, _ = self._rows_at(places, epochs)
+        drawn = zip(places.tolist(), epochs.tolist(), rows.tolist(), strict=True)
+        return [Draw(slot, self, *values) for slot, values in enumerate(drawn, start=first_slot)]
 
     def candidates(self, draw: Draw) -> Iterator[tuple[int, int]]:
         """Yields (row index, the row's own epoch): the drawn row, then stand-ins, until all were named."""
@@ -77,17 +81,19 @@ class Stream:
             place = replacement_index(self.num_places, self._seed, draw.epoch, draw.place, attempt, self._number)
             yield self._row_of(place, draw.epoch)
 
-    def drawn_row(self, draw: Draw) -> int:
-        """Returns the index of the row that was drawn, good or bad."""
-        return self._row_of(draw.place, draw.epoch)[0]
-
     def _row_of(self, place: int, epoch: int) -> tuple[int, int]:
-        number = int(np.searchsorted(self._ends, place, side="right"))
-        rows = self._parts[number]
-        start = int(self._ends[number - 1]) if number else 0
-        size = int(self._ends[number]) - start
-        row_epoch, row = divmod(epoch * size + place - start, len(rows))
-        return int(rows[row]), row_epoch
+        rows, row_epochs = self._rows_at(np.array([place]), np.array([epoch]))
+        return int(rows[0]), int(row_epochs[0])
+
+    def _rows_at(
+        self, places: NDArray[np.int64], epochs: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns the rows that stand at places, and the rows' own epochs."""
+        parts = np.searchsorted(self._ends, places, side="right")
+        sizes = self._sizes[parts]
+        passed = epochs * sizes + places - (self._ends[parts] - sizes)
+        row_epochs, rows = np.divmod(passed, self._counts[parts])
+        return self._rows[self._firsts[parts] + rows], row_epochs
 
 
 def make_streams(dataset: Dataset, settings: LoaderSettings) -> list[Stream]:
@@ -124,10 +130,3 @@ def make_streams(dataset: Dataset, settings: LoaderSettings) -> list[Stream]:
     if rejected:
         _LOGGER.warning("%s: %s and left out: their column `rejected` says why", dataset.name, rejected)
     return streams
-
-
-def row_cost(row: Row, buckets: Sequence[tuple[int, int]], max_frames: int) -> float:
-    """Returns a row's predicted cost; a video whose length is not known counts as max_frames."""
-    available = row.available_frames
-    num_frames = 1 if row.kind == "image" else min(max_frames, available or max_frames)
-    return predicted_cost(num_frames, row.width, row.height, buckets)
