@@ -58,10 +58,10 @@ def choose_bucket(width: int, height: int, buckets: Sequence[tuple[int, int]]) -
 def choose_buckets(
     widths: NDArray[np.int64], heights: NDArray[np.int64], buckets: Sequence[tuple[int, int]]
 ) -> NDArray[np.int64]:
-    """Returns the place in `buckets` of each clip's bucket, as `choose_bucket` would choose it.
+    """Returns `choose_bucket` of many pictures at once, as places in the list of buckets.
 
     Args:
-        widths: ``[N]`` int64, pixels, above 0.
+        widths: ``[N]`` int64, pixels, at least 1.
         heights: ``[N]`` likewise.
         buckets: The (width, height) buckets.
 

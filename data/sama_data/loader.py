@@ -10,6 +10,7 @@ from sama_data.clips import Clip, ClipCache, load_clip
 from sama_data.dataset import Dataset
 from sama_data.errors import ClipError
 from sama_data.health import Health
+from sama_data.media import require_protocol
 from sama_data.prefetch import prefetch_in_order
 from sama_data.pretext import plan_for
 from sama_data.prompts import make_prompt
@@ -47,7 +48,7 @@ class SampleLoader:
         quarantine: Where bad samples are recorded.
 
     Raises:
-        DataError: No stream has both rows and slots.
+        DataError: No stream has both rows and slots, or what reads the manifest's URLs is not installed.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class SampleLoader:
         self._settings = settings
         self._data_rank = data_rank
         self._data_world = data_world
+        for protocol in sorted(dataset.traits.protocols):
+            require_protocol(protocol)
         self._planner = StepPlanner(dataset, settings)
         self.num_slots = self._planner.num_slots
         self.num_image_slots = self._planner.num_image_slots

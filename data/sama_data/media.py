@@ -7,11 +7,11 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from sama_data.errors import ClipError, DataError
 
-_URL_MARK = "://"
+URL_MARK = "://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +127,13 @@ class Media:
         start, end = self.offset, None
         if self.offset is not None and self.num_bytes is not None:
             end = self.offset + self.num_bytes
-        system, path = open_file_system(str(self.path))
+        require_protocol(str(self.path).split(URL_MARK)[0])
+        from fsspec.core import url_to_fs
+
         try:
-            content: bytes = b"" if start == end and start is not None else system.cat_file(path, start=start, end=end)
+            # fsspec keeps the file system for the next call.
+            system, path = url_to_fs(str(self.path))
+            content: bytes = system.cat_file(path, start=start, end=end) if self.num_bytes != 0 else b""
         except OSError as error:
             raise self._unreadable(error) from error
         except Exception as error:
@@ -149,24 +153,24 @@ class Media:
 
 def is_url(path: str) -> bool:
     """Whether a manifest's path is a URL, for fsspec to read."""
-    return _URL_MARK in path
+    return URL_MARK in path
 
 
-def open_file_system(url: str) -> tuple[Any, str]:
-    """Returns fsspec's file system of a URL and the path in it; both are kept by fsspec for the next call.
+def require_protocol(protocol: str) -> None:
+    """Makes sure that URLs of a protocol, like "s3", can be read here.
 
     Raises:
-        DataError: fsspec, or what it needs for the URL's protocol, is not installed.
+        DataError: fsspec, or what it needs for the protocol, is not installed.
     """
     try:
-        from fsspec.core import url_to_fs
+        from fsspec.registry import get_filesystem_class
     except ImportError as error:
-        raise DataError(f"{url}: reading URLs needs fsspec: pip install fsspec") from error
+        raise DataError(f"reading {protocol}{URL_MARK}... needs fsspec: pip install fsspec") from error
     try:
-        system, path = url_to_fs(url)
+        for layer in protocol.split("::"):  # "simplecache::s3" keeps what s3 gives
+            get_filesystem_class(layer)
     except (ImportError, ValueError) as error:  # a known protocol without its package, and an unknown one
-        raise DataError(f"{url}: fsspec cannot read {url.split(_URL_MARK)[0]}: {_first_line(error)}") from error
-    return system, path
+        raise DataError(f"fsspec cannot read {protocol}{URL_MARK}...: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sama_data.buckets import FRAMES_PER_LATENT, choose_buckets
@@ -91,25 +89,15 @@ class _Known:
 
 
 def _known_of(dataset: Dataset, rows: NDArray[np.int64]) -> _Known:
-    names = ("kind", "source", "width", "height", "num_frames", "frame_start", "frame_end")
-    table = dataset.table.select(names).take(pa.array(rows))
-
-    def numbers(name: str) -> NDArray[np.int64]:
-        return np.asarray(pc.fill_null(table.column(name), 0).to_numpy())
-
-    end = np.where(numbers("frame_end") > 0, numbers("frame_end"), numbers("num_frames"))
+    traits = dataset.traits
     return _Known(
         rows=rows,
-        is_image=np.asarray(pc.equal(table.column("kind"), "image").to_numpy()),
-        is_raw=np.asarray(pc.is_null(table.column("source")).to_numpy()),
-        width=numbers("width"),
-        height=numbers("height"),
-        num_frames=np.where(end > 0, np.maximum(1, end - numbers("frame_start")), 0),
+        is_image=traits.is_image[rows],
+        is_raw=traits.is_raw[rows],
+        width=traits.width[rows].astype(np.int64),
+        height=traits.height[rows].astype(np.int64),
+        num_frames=traits.num_frames[rows].astype(np.int64),
     )
-
-
-def _sample_ids(dataset: Dataset, rows: NDArray[np.int64]) -> list[str]:
-    return dataset.table.column("sample_id").take(pa.array(rows)).to_pylist()
 
 
 def _buckets(known: _Known, settings: LoaderSettings) -> NDArray[np.int64]:
@@ -139,7 +127,7 @@ def _source_frames(
     if settings.motion.keep_length or settings.motion.speed == 0.0:
         return source_frames
     raw = np.flatnonzero(known.is_raw & ~known.is_image)
-    for place, sample_id in zip(raw.tolist(), _sample_ids(dataset, known.rows[raw]), strict=True):
+    for place, sample_id in zip(raw.tolist(), dataset.sample_ids(known.rows[raw]), strict=True):
         width, height = settings.buckets[int(bucket[place])]
         source_frames[place] = plan_source_frames(
             settings.motion, settings.seed, sample_id, int(epochs[place]), int(num_frames[place]), height, width

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sama_data.dataset import FILE_SCHEMA
+from sama_data.columns import FILE_SCHEMA
 from sama_data.errors import DataError
+from sama_data.manifest_writer import ROWS_PER_GROUP
 from sama_data.rows import KNOWN_COLUMNS, PATH_COLUMNS, parse_row
 
 Transform = Callable[[pa.RecordBatch, int], pa.RecordBatch]
@@ -129,7 +130,7 @@ def _write(batches: Iterator[pa.RecordBatch], path: Path, history: Callable[[], 
             if writer is None:
                 writer = pq.ParquetWriter(path, batch.schema, compression="zstd")
             if batch.num_rows:
-                writer.write_batch(batch)
+                writer.write_batch(batch, row_group_size=ROWS_PER_GROUP)
                 num_rows += batch.num_rows
         if writer is not None:
             writer.add_key_value_metadata({HISTORY_KEY: json.dumps(history())})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from sama_data.errors import DataError
@@ -13,7 +13,9 @@ from sama_data.media import Media
 
 Kind = Literal["image", "video"]
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+# A suffix wants something in front of it: a file may be called ".png".
+IMAGE_NAME = r"[^/]\.(png|jpg|jpeg|webp)"
+_ENDS_AS_IMAGE = re.compile(rf"{IMAGE_NAME}\Z", re.IGNORECASE)
 TEXT_COLUMNS = ("task", "dataset", "licence", "codec", "rejected", "unscored")
 COUNT_COLUMNS = {  # with the least value
     "width": 1,
@@ -156,7 +158,7 @@ def parse_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 def kind_of(path: str) -> Kind:
     """Returns what a path's extension says it is."""
-    return "image" if Path(path).suffix.lower() in IMAGE_SUFFIXES else "video"
+    return "image" if _ENDS_AS_IMAGE.search(path) else "video"
 
 
 def _paths_and_text(present: Mapping[str, Any], record: Mapping[str, Any], place: str) -> tuple[str | None, str, str]:
@@ -213,6 +215,10 @@ def _text(present: Mapping[str, Any], column: str, place: str) -> str:
         raise DataError(f"{place}: {column} is empty")
     if "\0" in value:
         raise DataError(f"{place}: {column} holds a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half of a pair, which JSON can write
+        raise DataError(f"{place}: {column} holds a character that is not Unicode: {value!r}") from error
     return value
 
 

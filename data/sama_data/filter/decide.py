@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from sama_data.columns import ENDS_AS_IMAGE
 from sama_data.errors import DataError
 from sama_data.filter.criteria import (
     Criteria,
@@ -22,7 +23,7 @@ from sama_data.filter.criteria import (
     simplified_licence,
 )
 from sama_data.rewrite import target_names, text_column
-from sama_data.rows import IMAGE_SUFFIXES, Kind
+from sama_data.rows import Kind
 
 KEPT = "kept"
 UNKNOWN = "-"
@@ -30,8 +31,6 @@ UNKNOWN = "-"
 Counts = Counter[tuple[str, Kind, str]]
 
 _KINDS: tuple[Kind, Kind] = ("video", "image")
-# As `kind_of` tells it: the name ".png" has no extension.
-_IMAGE_NAME = rf"(?is)[^/]\.({'|'.join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))})$"
 
 
 class Decider:
@@ -158,7 +157,7 @@ def headline(text: str) -> str:
 
 def image_rows(batch: pa.RecordBatch) -> NDArray[np.bool_]:
     """Returns which rows are images, bool ``[rows]``: their `kind` says so, else the target's extension."""
-    by_name = pc.match_substring_regex(target_names(batch), _IMAGE_NAME)
+    by_name = pc.match_substring_regex(target_names(batch), ENDS_AS_IMAGE)
     by_kind = pc.equal(text_column(batch, "kind"), "image")
     is_image = pc.fill_null(pc.coalesce(by_kind, by_name), False)
     return np.asarray(is_image.to_numpy(zero_copy_only=False), dtype=bool)

@@ -10,7 +10,11 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sama_data.dataset import Dataset
+from sama_data.names import hash_names
 from sama_data.rows import Kind
 from sama_data.score.journal import Answers
 from sama_data.score.pictures import frames_looked_at, shown_size
@@ -117,12 +121,14 @@ class Plan:
         keys: For each row its key, where the journal or the run says its scores; None where they stay as they are.
         left_alone: Rows that are not asked about, by reason.
         estimate: What asking costs.
+        targets: For each row `hash_names` of its target, ``[rows]``: tells later whether the rows are still the same.
     """
 
     questions: tuple[Question, ...]
     keys: tuple[str | None, ...]
     left_alone: Mapping[str, int]
     estimate: Estimate
+    targets: NDArray[np.uint64]
 
 
 def make_plan(
@@ -161,7 +167,8 @@ def make_plan(
         else:
             questions[key] = Question(index, key, turns)
             estimate.update(_cost(row, len(turns), settings))
-    return Plan(tuple(questions.values()), tuple(keys), dict(left_alone), Estimate(**estimate))
+    targets = np.concatenate([hash_names(batch["target"]) for batch in dataset.batches(["target"])])
+    return Plan(tuple(questions.values()), tuple(keys), dict(left_alone), Estimate(**estimate), targets)
 
 
 def row_key(row: Mapping[str, Any]) -> str:
@@ -182,11 +189,9 @@ def text_tokens(num_bytes: int) -> int:
 
 
 def _records(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    names = [name for name in _COLUMNS if name in dataset.table.schema.names]
-    absent = dict.fromkeys(set(_COLUMNS) - set(names))
-    for batch in dataset.table.select(names).to_batches(max_chunksize=_BATCH_ROWS):
-        for record in batch.to_pylist():
-            yield absent | record
+    for batch in dataset.batches(_COLUMNS):
+        for start in range(0, len(batch), _BATCH_ROWS):
+            yield from batch.slice(start, _BATCH_ROWS).to_pylist()
 
 
 def _reason_to_leave(row: Mapping[str, Any], rescore: bool) -> str | None:

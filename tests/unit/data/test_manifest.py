@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import sama_data.columns
+import sama_data.manifest
+import sama_data.stored_rows
 from sama_data.errors import DataError
-from sama_data.manifest import load_blend, load_manifest, write_jsonl, write_parquet
+from sama_data.manifest import Dataset, load_blend, load_manifest, write_jsonl, write_parquet
 from sama_data.media import Media
-from sama_data.rows import KNOWN_COLUMNS
+from sama_data.rows import COUNT_COLUMNS, FLAG_COLUMNS, KNOWN_COLUMNS, NUMBER_COLUMNS, TEXT_COLUMNS
 
 EDIT = {"source": "clips/a.mp4", "target": "clips/b.mp4", "instruction": "Make it red."}
 RAW = {"video": "clips/c.mp4", "caption": "A cat."}
@@ -124,6 +130,48 @@ def test_a_wrong_row_is_named(tmp_path, record, message):
     assert f"{path} line 3: " in str(caught.value)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("record", "message"), BAD_ROWS[:-1], ids=[message for _, message in BAD_ROWS[:-1]])
+def test_parquet_has_the_same_errors(tmp_path, record, message):
+    rows = [RAW, RAW | {"video": "d.mp4"}, record]
+    try:
+        table = pa.table({name: [row.get(name) for row in rows] for name in {**RAW, **record}})
+    except pa.ArrowException:
+        pytest.skip("no column of Parquet holds such a value among others")
+    path = tmp_path / "m.parquet"
+    pq.write_table(table, path)
+    with pytest.raises(DataError) as caught:
+        load_manifest(path)
+    assert str(caught.value).startswith(f"{path} row 3: ")
+    assert message.split(" among")[0] in str(caught.value)  # all rows of a table have the same keys
+    with pytest.raises(DataError) as line_error:
+        load_manifest(write_lines(tmp_path / "m.jsonl", *rows))
+    words = [str(error.value).split(": ", 1)[1].split(" among")[0] for error in (caught, line_error)]
+    assert words[0] == words[1]
+
+
+def test_a_wrong_row_comes_before_a_later_line_that_is_no_json(tmp_path):
+    path = write_lines(tmp_path / "m.jsonl", RAW, {"video": "d.mp4"})
+    with open(path, "a") as file:
+        file.write("not json\n")
+    with pytest.raises(DataError, match=r"line 2: .* no 'caption'"):
+        load_manifest(path)
+    write_lines(path, RAW)
+    with open(path, "a") as file:
+        file.write("\n\nnot json\n")
+    with pytest.raises(DataError, match=r"line 4: is not JSON"):
+        load_manifest(path)
+
+
+def test_blank_lines_count(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text(f"\n{json.dumps(RAW)}\n\n{json.dumps(RAW | {'caption': ' '})}\n")
+    with pytest.raises(DataError, match="line 4: caption is empty"):
+        load_manifest(path)
+    path.write_text(f"\n{json.dumps(RAW | {'sample_id': 'x'})}\n\n{json.dumps(RAW | {'sample_id': 'x'})}\n")
+    with pytest.raises(DataError, match="line 4: sample_id 'x' is that of line 2 already"):
+        load_manifest(path)
 
 
 def test_shards_and_urls(tmp_path):
@@ -269,6 +317,172 @@ def test_a_wrong_row_leaves_the_old_manifest(tmp_path, write, unit):
     assert len(load_manifest(tmp_path / "m.jsonl")) == 1
 
 
+paths = st.sampled_from(["a.mp4", "b/c.png", "../d.JPG", "s3://bucket/e.mp4", "é.tar"])
+some_text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+ranges = st.fixed_dictionaries({"offset": st.integers(0, 2**40), "bytes": st.integers(0, 2**40)})
+optional = {
+    **dict.fromkeys((*TEXT_COLUMNS, "sample_id"), some_text),
+    **{
+        name: st.integers(least, 2**50) for name, least in COUNT_COLUMNS.items() if name[:6] not in ("source", "target")
+    },
+    **dict.fromkeys(NUMBER_COLUMNS, st.floats(0.5, 99)),
+    **dict.fromkeys(FLAG_COLUMNS, st.booleans()),
+}
+
+
+@st.composite
+def manifest_rows(draw: st.DrawFn) -> list[dict[str, object]]:
+    rows = []
+    for number in range(draw(st.integers(1, 5))):
+        is_edit = draw(st.booleans())
+        row = draw(st.fixed_dictionaries({}, optional=optional))
+        if is_edit:
+            row |= {"source": draw(paths), "target": draw(paths), "instruction": draw(some_text)}
+        else:
+            row |= {draw(st.sampled_from(["image", "video"])): draw(paths), "caption": draw(some_text)}
+        for side in ("source", "target") if is_edit else ("target",):
+            if draw(st.booleans()):
+                row |= {f"{side}_{name}": value for name, value in draw(ranges).items()}
+        row["kind"] = draw(st.sampled_from(["image", "video"]))
+        row["frame_end"] = row.get("frame_start", 0) + draw(st.integers(1, 99))
+        if "sample_id" in row:
+            row["sample_id"] = f"{number}: {row['sample_id']}"  # unique
+        rows.append(row)
+    return rows
+
+
+def same_rows(first: Dataset, second: Dataset) -> bool:
+    return len(first) == len(second) and all(
+        replace(one, source=upright(one.source), target=upright(one.target))
+        == replace(other, source=upright(other.source), target=upright(other.target))
+        for one, other in zip(first, second, strict=True)
+    )
+
+
+@settings(max_examples=25)
+@given(manifest_rows())
+def test_rows_survive_every_form(tmp_path_factory, rows):
+    folder = tmp_path_factory.getbasetemp()
+    write_jsonl(rows, folder / "m.jsonl")
+    write_parquet(rows, folder / "m.parquet")
+    first, second = (load_manifest(folder / name) for name in ("m.jsonl", "m.parquet"))
+    assert same_rows(first, second)
+    for given_row, row in zip(rows, second, strict=True):
+        for name in ("kind", *optional):
+            assert getattr(row, name) == given_row.get(name, row.sample_id if name == "sample_id" else None) or (
+                name == "frame_start" and name not in given_row and row.frame_start == 0
+            )
+    write_parquet(first, folder / "deep" / "m.parquet")
+    write_jsonl(second, folder / "deep" / "m.jsonl")
+    assert same_rows(first, load_manifest(folder / "deep" / "m.parquet"))
+    assert same_rows(first, load_manifest(folder / "deep" / "m.jsonl"))
+
+
+def test_parquet_keeps_names_and_kinds_and_only_columns_that_are_used(tmp_path):
+    rows = [RAW, RAW, EDIT | {"width": 5.0}, RAW | {"rejected": "is damaged"}]
+    write_parquet(rows, tmp_path / "m.parquet")
+    table = pq.read_table(tmp_path / "m.parquet")
+    assert set(table.column_names) == {*RAW, *EDIT, "kind", "sample_id", "width", "rejected"}
+    kept = load_manifest(tmp_path / "m.parquet")[1:]
+    write_parquet(kept, tmp_path / "less.parquet")
+    names = ["clips/c.mp4#2", "clips/b.mp4", "clips/c.mp4#3"]
+    assert [row.sample_id for row in load_manifest(tmp_path / "less.parquet")] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["less.parquet", "m.parquet"]
+
+
+def test_parquet_is_not_written_with_a_name_twice(tmp_path):
+    with pytest.raises(DataError, match=r"m\.parquet row 3: sample_id 'x' is that of row 1 already"):
+        write_parquet([RAW | {"sample_id": "x"}, RAW, RAW | {"sample_id": "x"}], tmp_path / "m.parquet")
+    assert list(tmp_path.iterdir()) == []
+    write_parquet([], tmp_path / "m.parquet")
+    with pytest.raises(DataError, match=r"m\.parquet: the manifest is empty"):
+        load_manifest(tmp_path / "m.parquet")
+
+
+def test_manifests_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for write in (write_jsonl, write_parquet):
+        with pytest.raises(DataError, match="cannot write the manifest"):
+            write([RAW], tmp_path / "file" / "m")
+
+
+NUM_MANY = 200_000
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("many") / "m.parquet"
+    rows = (
+        {
+            "source": f"set/{number // 1000}/before/{number:09d}.{'png' if number % 5 else 'mp4'}",
+            "target": f"set/{number // 1000}/after/{number:09d}.{'png' if number % 5 else 'mp4'}",
+            "instruction": f"Make number {number} red.",
+            "width": 832,
+            "num_frames": None if number % 5 else 81,
+            "rejected": None if number % 1000 else "is damaged",
+        }
+        for number in range(NUM_MANY)
+    )
+    write_parquet(rows, path)
+    return path
+
+
+def test_many_rows_are_opened_without_a_look_at_each(many, monkeypatch):
+    for module in (sama_data.columns, sama_data.stored_rows):
+        monkeypatch.setattr(module, "parse_row", lambda *_: pytest.fail("a row was looked at alone"))
+    tracemalloc.start()
+    dataset = load_manifest(many)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Traits and hashes: 23 bytes a row. One Python object a row would take 50 more.
+    assert most_bytes < 60 * NUM_MANY + (8 << 20)
+    assert len(dataset) == NUM_MANY
+    assert len(dataset.indices_of("video")) == NUM_MANY // 5 - NUM_MANY // 1000
+    assert len(dataset.indices_of("image")) == NUM_MANY // 5 * 4
+    monkeypatch.undo()
+    for index in (0, 4095, 4096, 123_456, NUM_MANY - 1):
+        row = dataset[index]
+        assert (row.index, row.text) == (index, f"Make number {index} red.")
+        assert row.sample_id == f"set/{index // 1000}/after/{index:09d}.{'png' if index % 5 else 'mp4'}"
+        assert (row.rejected is None, row.available_frames) == (index % 1000 != 0, None if index % 5 else 81)
+
+
+def test_a_wrong_row_far_down_is_named(many, tmp_path):
+    table = pq.read_table(many)
+    texts = table["instruction"].to_pylist()
+    texts[150_000], texts[190_000] = " ", ""
+    broken = table.set_column(table.column_names.index("instruction"), "instruction", [texts])
+    pq.write_table(broken, tmp_path / "m.parquet", row_group_size=1000)
+    with pytest.raises(DataError, match=r"m\.parquet row 150001: instruction is empty"):
+        load_manifest(tmp_path / "m.parquet")
+
+
+def test_copies_far_apart_are_told_apart(tmp_path):
+    rows = [RAW | {"video": f"{number % 60_000}.mp4"} for number in range(70_000)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet", row_group_size=4096)
+    dataset = load_manifest(tmp_path / "m.parquet")
+    assert [dataset[index].sample_id for index in (7, 59_999, 60_000, 60_007)] == [
+        "7.mp4",
+        "59999.mp4",
+        "0.mp4#2",
+        "7.mp4#2",
+    ]
+    names = dataset.columns(["sample_id", "kind"])
+    assert names.column_names == ["sample_id", "kind"]
+    assert names["sample_id"].to_pylist()[60_007] == "7.mp4#2"
+    assert len(set(names["sample_id"].to_pylist())) == 70_000
+
+
+def test_what_must_be_held_in_memory_is_warned_of(many, monkeypatch, caplog):
+    monkeypatch.setattr(sama_data.manifest, "_LARGE_BYTES", 1000)
+    load_manifest(many)
+    assert not caplog.records  # it stays in its file
+    pq.write_table(pq.read_table(many), many.with_name("one_group.parquet"))
+    dataset = load_manifest(many.with_name("one_group.parquet"))
+    assert "one_group.parquet: its rows take 0.1 GiB of memory in every process: write them with" in caplog.text
+    assert dataset[77_777] == load_manifest(many)[77_777]
+
+
 def test_a_blend_joins_manifests(tmp_path):
     (tmp_path / "other").mkdir()
     first = write_lines(tmp_path / "m.jsonl", RAW, EDIT)
@@ -279,6 +493,10 @@ def test_a_blend_joins_manifests(tmp_path):
     assert blend[2].target.path == tmp_path / "other" / "clips/c.mp4"
     assert [part.weight for part in blend.parts] == [1.0, 2.5]
     assert load_blend([(first, 3.0)])[0].sample_id == "clips/c.mp4"
+    table = blend.columns(["text", "sample_id"])
+    assert table.to_pylist() == [{"text": row.text, "sample_id": row.sample_id} for row in blend]
+    assert blend.digest() == load_blend([(first, 1.0), (second, 2.5)]).digest()
+    assert blend.digest() != load_blend([(second, 1.0), (first, 2.5)]).digest()
     with pytest.raises(DataError, match=r"weight 0 of .* must be greater than 0"):
         load_blend([(first, 1.0), (second, 0)])
     with pytest.raises(DataError, match=r"data\.blend is empty"):

@@ -74,6 +74,7 @@ def test_what_a_manifest_does_not_say(tmp_path):
         video | {"num_frames": 7, "frame_start": 4},
         video | {"num_frames": 900, "frame_start": 4, "frame_end": 14},
         {"image": "a.png", "caption": "x", "num_frames": 9, "width": 96, "height": 64},
+        video | {"num_frames": 2**40, "width": 2**40, "height": 5},  # more than is kept of a row
     ]
     assert [shape[1:4] for shape in shapes_of(tmp_path, *rows)] == [
         (32, 32, 13),
@@ -82,6 +83,7 @@ def test_what_a_manifest_does_not_say(tmp_path):
         (32, 32, 1),
         (32, 32, 9),
         (48, 32, 1),
+        (48, 32, 13),
     ]
 
 

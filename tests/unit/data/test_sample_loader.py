@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tarfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 import sama_data.loader
 from sama_data.errors import DataError
 from sama_data.loader import LoaderSettings, Quarantine, SampleLoader
-from sama_data.manifest import load_blend, load_manifest, write_jsonl
+from sama_data.manifest import load_blend, load_manifest, write_jsonl, write_parquet
 from sama_data.pretext import Motion, plan_pretext
 
 SETTINGS = LoaderSettings(images_per_step=5, videos_per_step=3, seed=11, buckets=((32, 32), (48, 32)), max_frames=17)
@@ -222,6 +223,47 @@ def test_frame_ranges(tmp_path, make_frames, make_video):
     np.testing.assert_array_equal(samples["part"].target_frames, samples["whole"].target_frames[4:9])
     assert "beyond" not in samples
     assert "frame_end 20 is out of range: the clip has 17 frames" in (tmp_path / "quarantine.jsonl").read_text()
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+@pytest.mark.parametrize("where", ["{folder}/shard.tar", "memory://shard.tar"])
+def test_clips_in_a_shard_are_those_in_files(world, tmp_path, where, write):
+    fsspec = pytest.importorskip("fsspec")
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as tar:
+        for path in world.iterdir():
+            tar.add(path, path.name)
+    with tarfile.open(shard) as tar:
+        members = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
+    fsspec.filesystem("memory").pipe_file("/shard.tar", shard.read_bytes())
+    rows = []
+    for row in load_manifest(world / "manifest.jsonl"):
+        moved = {"sample_id": row.sample_id, "kind": row.kind, "num_frames": row.num_frames, "width": row.width}
+        moved |= {"height": row.height, "instruction" if row.is_edit else "caption": row.text}
+        for side, media in (("source", row.source), ("target", row.target)):
+            if media is not None:
+                offset, num_bytes = members[media.path.name]
+                key = row.kind if side == "target" and not row.is_edit else side
+                moved |= {key: where.format(folder=tmp_path), f"{side}_offset": offset, f"{side}_bytes": num_bytes}
+        rows.append(moved)
+    write(rows, tmp_path / "manifest.jsonl")
+    files, shards = make_loader(world, tmp_path), make_loader(tmp_path, tmp_path)
+    for step in range(4):
+        expected = [contents(sample) for sample in files.step(step).samples]
+        assert [contents(sample) for sample in shards.step(step).samples] == expected
+    assert not (tmp_path / "quarantine.jsonl").exists()
+
+
+def test_urls_that_cannot_be_read_here_are_told_at_the_start(tmp_path):
+    write_jsonl([{"video": "nothing://b/a.mp4", "caption": "x"}], tmp_path / "manifest.jsonl")
+    with pytest.raises(DataError, match=r"fsspec cannot read nothing://\.\.\."):
+        make_loader(tmp_path, tmp_path)
+
+
+def test_a_step_is_planned_without_a_look_at_its_rows(world, tmp_path, monkeypatch):
+    loader = make_loader(world, tmp_path, ranks=2)
+    monkeypatch.setattr(type(loader._dataset), "__getitem__", lambda *_: pytest.fail("a row was read"))
+    assert loader._plan_step(3)
 
 
 def spoil(folder: Path, *names: str) -> None:

@@ -202,6 +202,14 @@ def test_a_parquet_manifest_keeps_its_columns_its_order_and_its_history(tmp_path
     assert second["criteria"]["min_scores"]["video"]["if_score"] == 9
 
 
+def test_what_is_written_stays_in_its_file_when_it_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("sama_data.rewrite.ROWS_PER_GROUP", 16)
+    pq.write_table(pa.Table.from_pylist([EDIT | GOOD] * 100), tmp_path / "m.parquet")
+    filter_manifest(tmp_path / "m.parquet", tmp_path / "n.parquet", Criteria())
+    metadata = pq.read_metadata(tmp_path / "n.parquet")
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [16] * 6 + [4]
+
+
 @pytest.mark.parametrize(
     ("out", "message"),
     [

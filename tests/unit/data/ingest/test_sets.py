@@ -45,6 +45,7 @@ def test_nhr_edit(tmp_path):
         "target": "../nhr/train/b.jpg",
         "instruction": "Make it red.",
         "sample_id": "s1",
+        "kind": "image",
         "task": "color",
         "dataset": "nhr_edit",
         "licence": "Apache-2.0",
@@ -218,6 +219,7 @@ def test_openve(tmp_path):
         "target": "../openve/clips/a2.mp4",
         "instruction": 'Turn it red; leave\nthe "sky", please.',
         "sample_id": "local_change:1",
+        "kind": "video",
         "task": "local_change",
         "frame_start": 4,
         "dataset": "openve",
@@ -275,7 +277,7 @@ def test_reco_unpacked(tmp_path):
     write_files(source, {"add/add_data_configs.json": json.dumps([reco_record("x")])})
     result = ingested("reco", source)
     assert result.clips() == [pair("add/src_videos/x.mp4", "add/tar_videos/x.mp4")]
-    assert "kind" not in result.rows[0]
+    assert "target_offset" not in result.rows[0]
 
 
 KOALA_HEADER = (
@@ -308,6 +310,7 @@ def test_koala_takes_clips_that_are_cut(tmp_path):
         "video": "../koala/clips/00/abc-_DEF123_4.mp4",
         "caption": "A cat, asleep.",
         "sample_id": "abc-_DEF123_4",
+        "kind": "video",
         "dataset": "koala",
         "licence": "non-commercial",
     }
