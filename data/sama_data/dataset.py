@@ -121,7 +121,7 @@ class Dataset(Sequence[Row]):
             return [self[place] for place in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of a dataset of {len(self)}")
-        number = self._part_number(index)
+        number = bisect.bisect_right(self._starts, index) - 1
         part = self.parts[number]
         values = self.rows[number].record(index - part.start)
         if len(self.parts) > 1:
@@ -161,10 +161,6 @@ class Dataset(Sequence[Row]):
             found[here] = (_prefixed(number, names) if len(self.rows) > 1 else names).to_pylist()
         return found.tolist()
 
-    def part_of(self, index: int) -> Part:
-        """Returns the part that a row came from."""
-        return self.parts[self._part_number(index)]
-
     def indices_of(self, kind: Kind) -> NDArray[np.int64]:
         """Returns the indices of the image rows or of the video rows that are not rejected, ascending, int64."""
         is_image = self.traits.is_image
@@ -195,9 +191,6 @@ class Dataset(Sequence[Row]):
     def name(self) -> str:
         """The manifests, for messages."""
         return ", ".join(str(part.manifest) for part in self.parts)
-
-    def _part_number(self, index: int) -> int:
-        return bisect.bisect_right(self._starts, index) - 1
 
 
 def concatenate(datasets: Sequence[Dataset], weights: Sequence[float]) -> Dataset:

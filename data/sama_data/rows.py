@@ -113,12 +113,6 @@ class Row:
         """Whether the row is a pair with an instruction, not a raw clip with a caption."""
         return self.source is not None
 
-    @property
-    def available_frames(self) -> int | None:
-        """The frames between frame_start and the end, as far as the manifest tells."""
-        end = self.frame_end if self.frame_end is not None else self.num_frames
-        return None if end is None else max(1, end - self.frame_start)
-
 
 def parse_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Checks one manifest row and returns its canonical columns.

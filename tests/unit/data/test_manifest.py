@@ -74,7 +74,6 @@ def test_every_optional_column(tmp_path):
     parts = {"source_offset": 0, "source_bytes": 7, "target_offset": 512, "target_bytes": 0}
     row = load_manifest(write_lines(tmp_path / "m.jsonl", EDIT | known | parts))[0]
     assert {name: getattr(row, name) for name in known} == known
-    assert row.available_frames == 81
     assert row.source == Media(tmp_path / "clips/a.mp4", 0, 7)
     assert row.target == Media(tmp_path / "clips/b.mp4", 512, 0)
     assert set(known) | set(parts) | set(EDIT) | {"video", "image", "caption"} == set(KNOWN_COLUMNS)
@@ -444,7 +443,7 @@ def test_many_rows_are_opened_without_a_look_at_each(many, monkeypatch):
         row = dataset[index]
         assert (row.index, row.text) == (index, f"Make number {index} red.")
         assert row.sample_id == f"set/{index // 1000}/after/{index:09d}.{'png' if index % 5 else 'mp4'}"
-        assert (row.rejected is None, row.available_frames) == (index % 1000 != 0, None if index % 5 else 81)
+        assert (row.rejected is None, row.num_frames) == (index % 1000 != 0, None if index % 5 else 81)
 
 
 def test_a_wrong_row_far_down_is_named(many, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Callable
@@ -109,6 +110,24 @@ def test_threads_get_the_rows_they_ask_for(path, held):
 
     run_threads(ask, 4)
     assert wrong == []
+
+
+def test_one_thread_reads_at_a_time(path, monkeypatch):
+    """A reader is not safe between threads."""
+    dataset = load_manifest(path)
+    both_read = threading.Barrier(2)
+    met = []
+    read = ParquetRows._read
+
+    def read_and_wait(self: ParquetRows, *what: object) -> object:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_read.wait(timeout=0.3)
+            met.append(what)
+        return read(self, *what)
+
+    monkeypatch.setattr(ParquetRows, "_read", read_and_wait)
+    run_threads(lambda number: dataset[100 * number], 2)
+    assert met == []
 
 
 def run_threads(work: Callable[[int], None], number: int) -> None:
