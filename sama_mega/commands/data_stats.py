@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich import box
@@ -61,6 +61,8 @@ def run(
             ROWS_PER_ROW if paper_mixture else 1,
             lambda done, _: show(done),
         )
+    if paper_mixture:  # its manifests are gone by now
+        stats = replace(stats, shares=[replace(share, manifest=Path(share.manifest).stem) for share in stats.shares])
     _print(stats, paper_mixture, missing)
     if as_json:
         print(json.dumps({"paper_mixture": paper_mixture, "missing": missing} | asdict(stats)))

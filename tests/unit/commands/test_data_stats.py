@@ -94,6 +94,7 @@ def test_the_papers_mixture_needs_no_manifest(capsys):
     assert "sizes and lengths are made up" in out
     found = json.loads(out.splitlines()[-1])
     assert [one["ranks"] for one in found["imbalance"]] == [16, 56]
+    assert [share["manifest"] for share in found["shares"]][:2] == ["nhr_edit", "pico_banana"]
     assert 0.9 < found["epochs"]["video"] < 1.1  # the recipe's header says about one pass
 
 

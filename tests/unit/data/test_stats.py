@@ -104,6 +104,8 @@ def test_ragged_micro_batches_are_those_that_could_hold_more(blend):
     assert collect_stats(blend, replace(images_only, images_per_step=12), 1, [1], 1).imbalance[0].ragged_share == 0.0
     # One picture a rank: none is full.
     assert collect_stats(blend, images_only, 1, [6], 1).imbalance[0].ragged_share == 1.0
+    # With a sample on every rank the pictures are alone as well; videos, one at a time anyway, do not count.
+    assert collect_stats(blend, SETTINGS, 1, [10], 1).imbalance[0].ragged_share == 1.0
     # A limit of one is always full.
     single = collect_stats(blend, replace(images_only, micro_batch_images=1), 1, [6], 1).imbalance[0]
     assert (single.ragged_share, single.micro_batches) == (0.0, 6.0)
