@@ -11,6 +11,6 @@
 set -euo pipefail
 
 tasks_per_node=${SAMA_MEGA_TASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}}
-exec srun --ntasks="$((SLURM_JOB_NUM_NODES * tasks_per_node))" --ntasks-per-node="$tasks_per_node" \
+exec srun --export=ALL --ntasks="$((SLURM_JOB_NUM_NODES * tasks_per_node))" --ntasks-per-node="$tasks_per_node" \
   --cpus-per-task="$((SLURM_CPUS_ON_NODE / tasks_per_node))" \
   bash "${SAMA_MEGA_SLURM:-$SLURM_SUBMIT_DIR/slurm}/entrypoint.sh" health "${@:-recipes/demo_stage0.yaml}"

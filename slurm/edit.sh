@@ -10,5 +10,5 @@
 #   sbatch --gpus=1 slurm/edit.sh runs/demo_stage1 clip.mp4 "Remove the red circle." --out edited.mp4
 set -euo pipefail
 
-exec srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+exec srun --export=ALL --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   bash "${SAMA_MEGA_SLURM:-$SLURM_SUBMIT_DIR/slurm}/entrypoint.sh" edit "$@"

@@ -10,5 +10,5 @@
 #   sbatch slurm/export.sh runs/demo_stage1 diffusers --out exported
 set -euo pipefail
 
-exec srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+exec srun --export=ALL --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   bash "${SAMA_MEGA_SLURM:-$SLURM_SUBMIT_DIR/slurm}/entrypoint.sh" export "$@"

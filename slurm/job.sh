@@ -6,9 +6,9 @@ set -uo pipefail
 
 say() { printf 'job %s: %s\n' "$SLURM_JOB_ID" "$*" >&2; }
 
-LC_ALL=C printf -v SAMA_MEGA_JOB_STARTED_AT_SECONDS %s "$EPOCHREALTIME"
-export SAMA_MEGA_JOB_STARTED_AT_SECONDS
+export SAMA_MEGA_JOB_STARTED_AT_SECONDS=${EPOCHREALTIME/,/.}
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+say "$(date '+%F %T'): $* on $SLURM_JOB_NUM_NODES nodes (${SLURM_JOB_NODELIST:-?})${SLURM_RESTART_COUNT:+, started again for the ${SLURM_RESTART_COUNT}. time}"
 
 # --- signals ---------------------------------------------------------------------------------------------------------
 # USR1 (#SBATCH --signal=B:USR1@SECONDS: the time limit is near; a preemption may send it too): the ranks save at their
@@ -32,11 +32,14 @@ pass_on() {
 # node, the first, have been gone for so long, the run has ended whatever srun waits for.
 lost_node_seconds=${SAMA_MEGA_LOST_NODE_SECONDS:-120}
 give_up_when_alone() {
-  local seen='' gone_seconds=0 poll_seconds=5
+  local seen='' gone_seconds=0 poll_seconds=5 processes
   while sleep "$poll_seconds" && kill -0 "$ranks" 2>/dev/null; do
-    if scontrol listpids "$SLURM_JOB_ID.0" 2>/dev/null | grep -q '^[0-9]'; then
+    processes=$(scontrol listpids "$SLURM_JOB_ID" 2>/dev/null | awk '{ print $3 }')
+    if grep -qx 0 <<<"$processes"; then
       seen=1 gone_seconds=0
-    elif [[ -n $seen ]] && (((gone_seconds += poll_seconds) >= lost_node_seconds)); then
+    # A scontrol that does not list this script either says nothing of the ranks.
+    elif [[ -n $seen ]] && grep -qx batch <<<"$processes" &&
+      (((gone_seconds += poll_seconds) >= lost_node_seconds)); then
       say "this node's ranks ended $gone_seconds s ago and Slurm still waits for another node's: given up (SAMA_MEGA_LOST_NODE_SECONDS)"
       kill -KILL "$ranks"
     fi
@@ -50,7 +53,8 @@ if [[ -n ${SAMA_MEGA_MODULES:-} ]]; then
   # shellcheck disable=SC2086  # several words
   module load $SAMA_MEGA_MODULES || { say "error: SAMA_MEGA_MODULES ($SAMA_MEGA_MODULES) cannot be loaded"; exit 2; }
 fi
-tasks_per_node=${SAMA_MEGA_TASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}}
+gpus=${SLURM_GPUS_ON_NODE:-0}
+tasks_per_node=${SAMA_MEGA_TASKS_PER_NODE:-$((gpus > 0 ? gpus : ${SLURM_NTASKS_PER_NODE:-1}))}
 cpus_per_task=$((SLURM_CPUS_ON_NODE / tasks_per_node))
 if ((cpus_per_task == 0)); then
   say "error: $tasks_per_node ranks a node have $SLURM_CPUS_ON_NODE CPUs: add --exclusive, or --cpus-per-gpu=8"
@@ -62,8 +66,13 @@ if [[ -n ${SAMA_MEGA_CONTAINER_IMAGE:-} ]]; then
     "--container-mounts=${SAMA_MEGA_CONTAINER_MOUNTS:-$PWD:$PWD}")
 fi
 
+# Of the shell that submitted, when that was a step itself: they would bind all ranks to its CPUs.
+unset "${!SLURM_CPU_BIND@}"
+
 # --- the ranks -------------------------------------------------------------------------------------------------------
-srun --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * tasks_per_node))" \
+# --export: after `sbatch --export=NONE`, which some clusters make the default, srun would pass nothing on.
+srun --export=ALL --kill-on-bad-exit=1 \
+  --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * tasks_per_node))" \
   --ntasks-per-node="$tasks_per_node" --cpus-per-task="$cpus_per_task" ${container[@]+"${container[@]}"} \
   bash "$folder/entrypoint.sh" "$@" &
 ranks=$!
@@ -78,22 +87,43 @@ kill "$watching" ${passing_on:+"$passing_on"} 2>/dev/null
 
 # --- and then --------------------------------------------------------------------------------------------------------
 if [[ -n $cancelled ]]; then
-  say "cancelled"
+  say "${must_stop:+the time limit came before the save was done (more time: sbatch --signal=B:USR1@SECONDS), or }cancelled"
   exit 143
 fi
-ask=(bash "$folder/entrypoint.sh" job-ended --status "$status" "${@:2}")
-if [[ -n ${SAMA_MEGA_CONTAINER_IMAGE:-} ]]; then
-  ask=(srun --overlap --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "${container[@]}" "${ask[@]}")
+# Of an array, this element alone: the number of one element is also that of the whole array.
+job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+ask=(bash "$folder/entrypoint.sh" job-ended --status "$status")
+# A preemption with a grace time sends TERM, to the ranks alone.
+if scontrol show job "$job" 2>/dev/null | grep -q 'PreemptTime=[0-9]'; then
+  ask+=(--preempted)
 fi
-case $("${ask[@]}") in
+ask+=("${@:2}")
+if [[ -n ${SAMA_MEGA_CONTAINER_IMAGE:-} ]]; then
+  ask=(srun --export=ALL --overlap --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "${container[@]}" "${ask[@]}")
+fi
+# The last line: a container's or a site's own scripts may print before.
+case $("${ask[@]}" | tail -n 1) in
   done) exit 0 ;;
   requeue)
-    if ! scontrol requeue "$SLURM_JOB_ID"; then
-      say "error: Slurm does not start the job again, as scontrol says above: submit it again to go on"
+    now=$(scontrol show job "$job" 2>/dev/null | grep -o 'Restarts=[0-9]*')
+    if [[ -n $now && $now != "Restarts=${SLURM_RESTART_COUNT:-0}" ]]; then
+      say "Slurm has started the job again already"
       exit 1
     fi
+    say "$(date +%T): back into the queue; Slurm says CANCELLED ... DUE TO JOB REQUEUE"
+    for attempt in {1..30}; do
+      answer=$(scontrol requeue "$job" 2>&1) && break
+      say "$answer"
+      # slurmctld may be changing hosts; any other refusal is meant.
+      if [[ $answer != *"contact"* || $attempt == 30 ]]; then
+        say "error: Slurm does not start the job again, as scontrol says above: submit it again to go on"
+        exit 1
+      fi
+      sleep 10
+    done
     sleep 60 # Slurm ends this script before
     exit 0
     ;;
-  *) exit $((status ? status : 1)) ;;
+  # srun's status is the largest: of ranks that were ended because another failed, it tells nothing.
+  *) exit $((status == 0 || status > 128 ? 1 : status)) ;;
 esac

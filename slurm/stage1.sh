@@ -18,6 +18,10 @@
 set -euo pipefail
 
 folder=${SAMA_MEGA_SLURM:-$SLURM_SUBMIT_DIR/slurm}
+if [[ ! -f $folder/job.sh ]]; then
+  echo "error: $folder has no job.sh: submit from the clone, or export SAMA_MEGA_SLURM=CLONE/slurm" >&2
+  exit 2
+fi
 if (($# == 0)) && [[ ! -d runs/demo/world ]]; then
   bash "$folder/entrypoint.sh" data synth --out runs/demo/world --videos 4000 --images 8000 --frames 13 --workers 2
 fi

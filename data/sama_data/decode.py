@@ -13,6 +13,7 @@ from sama_data.buckets import Geometry
 from sama_data.decode_image import decode_image
 from sama_data.decode_video import decode_video
 from sama_data.errors import ClipError
+from sama_data.media import Media
 from sama_data.sniff import STILL_IMAGE, content_kind
 
 
@@ -30,12 +31,13 @@ class Decoded:
 
 
 def decode_frames(
-    path: Path,
+    media: Media | Path,
     start: int = 0,
     end: int | None = None,
     max_frames: int | None = None,
     choose_geometry: Callable[[int, int], Geometry] | None = None,
     threads: int = 1,
+    content: bytes | None = None,
 ) -> Decoded:
     """Decodes the frames start <= i < end of a clip, or an image as its only frame.
 
@@ -45,24 +47,30 @@ def decode_frames(
     tag is applied.
 
     Args:
-        path: The file.
+        media: The file, or the part of one.
         start: The first frame wanted.
         end: The frame after the last one wanted; None means to the end of the clip.
         max_frames: At most this many frames are decoded, from `start`.
         choose_geometry: Given the picture's upright (width, height), says how to scale and crop it; None
             keeps it.
         threads: Decoder threads for a clip that is large enough to gain from them.
+        content: The file's bytes, where they were read already.
 
     Raises:
         ClipError: The file cannot be decoded or does not hold the wanted frames.
+        DataError: It has a URL, and what reads such is not installed.
         ValueError: The wanted range is empty.
     """
     if start < 0 or (end is not None and end <= start) or (max_frames is not None and max_frames < 1):
         raise ValueError(f"no frames wanted: start {start}, end {end}, max_frames {max_frames}")
-    kind = content_kind(path)
+    if not isinstance(media, Media):
+        media = Media(media)
+    if media.is_remote and content is None:
+        content = media.read()  # once, for all that look at it
+    kind = content_kind(media, content)
     if kind == STILL_IMAGE:
         if start > 0 or (end is not None and end > 1):
-            raise ClipError(path, f"frames {start} to {end} are out of range: it is a still image (1 frame)")
-        return Decoded(decode_image(path, choose_geometry), None)
-    frames, fps = decode_video(path, kind, start, end, max_frames, choose_geometry, threads)
+            raise ClipError(media.name, f"frames {start} to {end} are out of range: it is a still image (1 frame)")
+        return Decoded(decode_image(media, choose_geometry, content), None)
+    frames, fps = decode_video(media, kind, start, end, max_frames, choose_geometry, threads, content)
     return Decoded(frames, fps)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from PIL import Image, ImageOps
 
 from sama_data.buckets import Geometry
 from sama_data.errors import ClipError
+from sama_data.media import Media
 
 # Above any camera; a small file can unpack to this many pixels and more.
 MAX_PIXELS = 8192 * 8192
@@ -18,26 +21,39 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 _EXIF_ORIENTATION = 0x0112
 
 
-def decode_image(path: Path, choose_geometry: Callable[[int, int], Geometry] | None) -> NDArray[np.uint8]:
+def decode_image(
+    media: Media, choose_geometry: Callable[[int, int], Geometry] | None, content: bytes | None = None
+) -> NDArray[np.uint8]:
     """Returns the picture, upright, as ``[1, H, W, 3]`` uint8 RGB.
 
     Transparent pixels are laid on white.
+
+    Args:
+        media: The file, or the part of one.
+        choose_geometry: As in `sama_data.decode.decode_frames`.
+        content: Its bytes, where they were read already.
 
     Raises:
         ClipError: The content is damaged, truncated or too large.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(_input_of(media, content), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ClipError(path, f"is too large: {image.width}x{image.height}, at most {MAX_PIXELS} pixels")
+                raise ClipError(media.name, f"is too large: {image.width}x{image.height}, at most {MAX_PIXELS} pixels")
             image.load()
             upright = _to_rgb(_turn_upright(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow's own words: "image file is truncated (12 bytes not processed)", "broken PNG file", ...
-        raise ClipError(path, f"is a damaged image: {error}") from error
+        raise ClipError(media.name, f"is a damaged image: {error}") from error
     if choose_geometry is not None:
         upright = _fit(upright, choose_geometry(upright.width, upright.height))
     return np.array(upright, dtype=np.uint8)[None]
+
+
+def _input_of(media: Media, content: bytes | None) -> Path | str | BinaryIO:
+    if content is not None:
+        return io.BytesIO(content)
+    return media.path if media.is_whole else media.open()
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import av
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sama_data.buckets import Geometry
 from sama_data.decode_image import MAX_PIXELS
 from sama_data.errors import ClipError
+from sama_data.media import Media
 
 # What a damaged clip says goes to the quarantine; FFmpeg would print it on every rank's terminal as well.
 av.logging.set_level(av.logging.FATAL)
@@ -36,19 +37,20 @@ _FIRST_CAPACITY = 128
 _DURATION_SLACK_SECONDS = 0.25
 _DURATION_SLACK_SHARE = 0.02
 # With the explicit "file:" in front of the path, neither a path nor a content can name a network resource.
-_OPEN_OPTIONS: dict[str, Any] = {"options": {"protocol_whitelist": "file"}, "metadata_errors": "replace"}
+_OPEN_OPTIONS: dict[str, Any] = {"options": {"protocol_whitelist": "file,subfile"}, "metadata_errors": "replace"}
 
 ChooseGeometry = Callable[[int, int], Geometry]
 
 
 def decode_video(
-    path: Path,
+    media: Media,
     demuxer: str,
     start: int,
     end: int | None,
     max_frames: int | None,
     choose_geometry: ChooseGeometry | None,
     threads: int,
+    content: bytes | None = None,
 ) -> tuple[NDArray[np.uint8], float | None]:
     """Returns the frames ``[T, H, W, 3]`` uint8 RGB and the rate; see `sama_data.decode.decode_frames`.
 
@@ -57,36 +59,45 @@ def decode_video(
     """
     limit = _earliest(end, None if max_frames is None else start + max_frames)
     try:
-        with av.open(f"file:{path}", format=demuxer, **_OPEN_OPTIONS) as container:
-            stream = _video_stream(path, container)
+        with av.open(_input_of(media, content), format=demuxer, **_OPEN_OPTIONS) as container:
+            stream = _video_stream(media, container)
             _set_threads(stream, threads)
-            writer = _FrameWriter(path, choose_geometry, _first_capacity(stream, start, limit), threads)
-            decoded, last = _read_frames(path, container, stream, start, limit, writer)
+            writer = _FrameWriter(media, choose_geometry, _first_capacity(stream, start, limit), threads)
+            decoded, last = _read_frames(media, container, stream, start, limit, writer)
             if limit is None or decoded < limit:
-                _check_complete(path, demuxer, container, stream, decoded, last)
-                _check_range(path, decoded, start, end)
+                _check_complete(media, demuxer, container, stream, decoded, last)
+                _check_range(media, decoded, start, end)
             rate = stream.average_rate
     except av.FFmpegError as error:
-        raise ClipError(path, f"cannot be opened: {_reason(error)}") from error
+        raise ClipError(media.name, f"cannot be opened: {_reason(error)}") from error
     except (ValueError, RuntimeError, MemoryError) as error:
         # PyAV raises these for contents that it cannot represent; a clip must never end the run.
-        raise ClipError(path, f"cannot be decoded: {type(error).__name__}: {error}") from error
+        raise ClipError(media.name, f"cannot be decoded: {type(error).__name__}: {error}") from error
     return writer.frames(), None if not rate else float(rate)
 
 
-def _video_stream(path: Path, container: Any) -> Any:
+def _input_of(media: Media, content: bytes | None) -> str | io.BytesIO:
+    """What FFmpeg opens: local bytes by themselves, so that only those it needs are read, and without Python."""
+    if content is not None:
+        return io.BytesIO(content)
+    if media.offset is None or media.num_bytes is None:
+        return f"file:{media.path}"
+    return f"subfile,,start,{media.offset},end,{media.offset + media.num_bytes},,:file:{media.path}"
+
+
+def _video_stream(media: Media, container: Any) -> Any:
     for stream in container.streams.video:
         # The cover picture of a sound file is a video stream of one frame.
         if stream.disposition & Disposition.attached_pic:
             continue
         if stream.codec_context is None:
-            raise ClipError(path, "holds a video codec that FFmpeg does not know")
+            raise ClipError(media.name, "holds a video codec that FFmpeg does not know")
         return stream
-    raise ClipError(path, "has no video stream: it holds sound only")
+    raise ClipError(media.name, "has no video stream: it holds sound only")
 
 
 def _read_frames(
-    path: Path, container: Any, stream: Any, start: int, limit: int | None, writer: _FrameWriter
+    media: Media, container: Any, stream: Any, start: int, limit: int | None, writer: _FrameWriter
 ) -> tuple[int, VideoFrame | None]:
     """Decodes up to frame `limit`, writes those from `start` on; returns how many there were and the last."""
     decoded, frame = 0, None
@@ -94,14 +105,14 @@ def _read_frames(
         for frame in container.decode(stream):
             if decoded >= start:
                 if frame.is_corrupt:
-                    raise ClipError(path, f"is damaged: frame {decoded} has errors")
+                    raise ClipError(media.name, f"is damaged: frame {decoded} has errors")
                 writer.add(frame)
             decoded += 1
             if decoded == limit:
                 break
     except av.FFmpegError as error:
         declared = f" of {stream.frames}" if stream.frames else ""
-        raise ClipError(path, f"is damaged after frame {decoded}{declared}: {_reason(error)}") from error
+        raise ClipError(media.name, f"is damaged after frame {decoded}{declared}: {_reason(error)}") from error
     return decoded, frame
 
 
@@ -121,28 +132,28 @@ def _first_capacity(stream: Any, start: int, limit: int | None) -> int:
 
 
 def _check_complete(
-    path: Path, demuxer: str, container: Any, stream: Any, decoded: int, last: VideoFrame | None
+    media: Media, demuxer: str, container: Any, stream: Any, decoded: int, last: VideoFrame | None
 ) -> None:
     """Called when the file ended before the wanted frames did: raises if it declares more than it gave."""
     declared = _declared_frames(demuxer, stream)
     if declared is not None:
         if decoded < declared:
-            raise ClipError(path, f"is truncated: {decoded} of its {declared} frames can be decoded")
+            raise ClipError(media.name, f"is truncated: {decoded} of its {declared} frames can be decoded")
         return
     duration = _declared_seconds(container, stream)
     if duration is not None and last is not None and last.time is not None:
         end_seconds = last.time + float((last.duration or 0) * (last.time_base or 0))
         if end_seconds < duration - max(_DURATION_SLACK_SECONDS, _DURATION_SLACK_SHARE * duration):
-            raise ClipError(path, f"is truncated: it ends after {end_seconds:.2f} of {duration:.2f} seconds")
+            raise ClipError(media.name, f"is truncated: it ends after {end_seconds:.2f} of {duration:.2f} seconds")
 
 
-def _check_range(path: Path, decoded: int, start: int, end: int | None) -> None:
+def _check_range(media: Media, decoded: int, start: int, end: int | None) -> None:
     if decoded == 0:
-        raise ClipError(path, "has a video stream without frames")
+        raise ClipError(media.name, "has a video stream without frames")
     if start >= decoded:
-        raise ClipError(path, f"frame_start {start} is out of range: the clip has {decoded} frames")
+        raise ClipError(media.name, f"frame_start {start} is out of range: the clip has {decoded} frames")
     if end is not None and end > decoded:
-        raise ClipError(path, f"frame_end {end} is out of range: the clip has {decoded} frames")
+        raise ClipError(media.name, f"frame_end {end} is out of range: the clip has {decoded} frames")
 
 
 def _declared_frames(demuxer: str, stream: Any) -> int | None:
@@ -180,8 +191,8 @@ def _reason(error: av.FFmpegError) -> str:
 class _FrameWriter:
     """Converts decoded frames into one growing uint8 array."""
 
-    def __init__(self, path: Path, choose_geometry: ChooseGeometry | None, capacity: int, threads: int) -> None:
-        self._path = path
+    def __init__(self, media: Media, choose_geometry: ChooseGeometry | None, capacity: int, threads: int) -> None:
+        self._media = media
         self._choose_geometry = choose_geometry
         self._capacity = capacity
         self._threads = threads
@@ -199,7 +210,7 @@ class _FrameWriter:
             self._prepare(frame)
         elif self._size != (frame.width, frame.height):
             raise ClipError(
-                self._path,
+                self._media.name,
                 f"changes its size from {self._size} to {(frame.width, frame.height)} at frame {self._count}",
             )
         assert self._frames is not None
@@ -211,7 +222,8 @@ class _FrameWriter:
     def _prepare(self, frame: VideoFrame) -> None:
         """Fixes how every frame of the clip is converted, from its first one."""
         if frame.width * frame.height > MAX_PIXELS:
-            raise ClipError(self._path, f"is too large: {frame.width}x{frame.height}, at most {MAX_PIXELS} pixels")
+            size = f"{frame.width}x{frame.height}"
+            raise ClipError(self._media.name, f"is too large: {size}, at most {MAX_PIXELS} pixels")
         self._size = (frame.width, frame.height)
         self._quarter_turns = round(frame.rotation / 90) % 4
         sideways = self._quarter_turns % 2 == 1

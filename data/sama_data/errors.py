@@ -6,18 +6,24 @@ from pathlib import Path
 
 
 class DataError(Exception):
-    """The data or a request for it is wrong; one line that names the thing, the rule and the fix."""
+    """The data or a request for it is wrong; one line that names the thing, the rule and the fix.
+
+    Attributes:
+        told_by_first_rank: Whether rank 0 of several says the same, so that this one need not.
+    """
+
+    told_by_first_rank = False
 
 
 class ClipError(DataError):
     """One image or clip cannot be used; the run can go on without it.
 
     Attributes:
-        path: The file.
+        path: The file, in words: for a member of a file with its bytes.
         reason: What is wrong with it, as written to the quarantine.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
-        self.path = path
+        self.path = str(path)
         self.reason = reason

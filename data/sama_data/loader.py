@@ -10,7 +10,7 @@ from sama_data.clips import Clip, ClipCache, load_clip
 from sama_data.dataset import Dataset
 from sama_data.errors import ClipError
 from sama_data.health import Health
-from sama_data.order import deal
+from sama_data.media import require_protocol
 from sama_data.prefetch import prefetch_in_order
 from sama_data.pretext import plan_for
 from sama_data.prompts import make_prompt
@@ -18,7 +18,8 @@ from sama_data.quarantine import Quarantine
 from sama_data.rows import Row
 from sama_data.samples import Sample, StepSamples
 from sama_data.settings import LoaderSettings
-from sama_data.streams import Draw, make_streams, row_cost
+from sama_data.step_plan import StepPlanner
+from sama_data.streams import Draw
 
 __all__ = ["LoaderSettings", "Quarantine", "Sample", "SampleLoader", "StepSamples"]
 
@@ -47,7 +48,7 @@ class SampleLoader:
         quarantine: Where bad samples are recorded.
 
     Raises:
-        DataError: No stream has both rows and slots.
+        DataError: No stream has both rows and slots, or what reads the manifest's URLs is not installed.
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class SampleLoader:
         self._settings = settings
         self._data_rank = data_rank
         self._data_world = data_world
-        self._streams = make_streams(dataset, settings)
-        self.num_slots = sum(stream.per_step for stream in self._streams)
-        self.num_image_slots = sum(stream.per_step for stream in self._streams if stream.kind == "image")
+        for protocol in sorted(dataset.traits.protocols):
+            require_protocol(protocol)
+        self._planner = StepPlanner(dataset, settings)
+        self.num_slots = self._planner.num_slots
+        self.num_image_slots = self._planner.num_image_slots
         self.health = Health(
             len(dataset),
-            {stream.kind: stream.num_rows for stream in self._streams},
+            {stream.kind: stream.num_rows for stream in self._planner.streams},
             settings.max_bad_share,
             quarantine,
         )
@@ -77,10 +80,7 @@ class SampleLoader:
 
     def draws(self, step: int) -> list[Draw]:
         """Returns a step's draws over all ranks, by slot: the same for any number of ranks."""
-        drawn: list[Draw] = []
-        for stream in self._streams:
-            drawn += stream.draw(step, first_slot=len(drawn))
-        return drawn
+        return self._planner.draws(step)
 
     def step(self, step: int) -> StepSamples:
         """Reads this rank's samples of one step.
@@ -113,14 +113,11 @@ class SampleLoader:
                 )
 
     def _plan_step(self, step: int) -> list[_Job]:
-        """Deals the step's slots to the ranks by predicted cost and returns this rank's."""
+        """Returns this rank's share of the step."""
         draws = self.draws(step)
-        settings = self._settings
-        rows = [self._dataset[draw.stream.drawn_row(draw)] for draw in draws]
-        costs = [row_cost(row, settings.buckets, settings.max_frames) for row in rows]
-        mine = deal(costs, self._data_world, settings.at_least_per_rank)[self._data_rank]
+        mine = self._planner.deal(step, self._data_world)[self._data_rank]
         # Threads that no other sample of the step would use go to each sample's decoder.
-        threads = max(1, settings.decode_threads // max(1, len(mine)))
+        threads = max(1, self._settings.decode_threads // max(1, len(mine)))
         return [_Job(step, draws[slot], threads) for slot in mine]
 
     def _read_job(self, job: _Job) -> Sample:

@@ -1,26 +1,36 @@
-"""Reads manifests (JSONL or Parquet, one row a sample) and writes JSONL ones."""
+"""Reads manifests, Parquet or JSONL, one row a sample."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from sama_data.dataset import SCHEMA, Dataset, Part, concatenate
+from sama_data.columns import SCHEMA, check_batch, whole_batch
+from sama_data.dataset import Dataset, Part, concatenate, name_rows
 from sama_data.errors import DataError
-from sama_data.rows import KNOWN_COLUMNS, PATH_COLUMNS, Row, parse_row
+from sama_data.manifest_writer import ROWS_PER_GROUP, write_jsonl, write_parquet
+from sama_data.places import Places
+from sama_data.rows import KNOWN_COLUMNS, Row
+from sama_data.stored_rows import HeldRows, ParquetRows, StoredRows
 
-__all__ = ["Dataset", "Row", "load_blend", "load_manifest", "write_jsonl"]
+__all__ = ["Dataset", "Row", "load_blend", "load_manifest", "write_jsonl", "write_parquet"]
 
 _PARQUET_MAGIC = b"PAR1"
 _BATCH_ROWS = 65_536
+# One row is found by reading its whole row group: in larger ones that takes too long.
+_MOST_ROWS_PER_GROUP = 4 * ROWS_PER_GROUP
+_BYTES_PER_GIB = 1 << 30
+_LARGE_BYTES = _BYTES_PER_GIB
+_KNOWN = frozenset(KNOWN_COLUMNS)
 _LOGGER = logging.getLogger("sama_data")
 
 
@@ -32,17 +42,22 @@ def load_manifest(path: Path | str) -> Dataset:
     they are drawn. A row without `sample_id` is named after its target and frame range. Unknown columns are
     passed over with one warning each.
 
+    Every row is checked. Those of a Parquet file that `write_parquet` made stay there until they are wanted;
+    others are held in memory.
+
     Raises:
         DataError: The file is missing, unreadable, empty, or a row is wrong (the message names the row).
     """
     path = Path(path)
-    if _starts_with(path, _PARQUET_MAGIC):
-        table = _build_table(path, "row", _parquet_records(path))
-    else:
-        table = _build_table(path, "line", _jsonl_records(path))
-    if table.num_rows == 0:
+    try:
+        rows = _open_parquet(path) if _starts_with(path, _PARQUET_MAGIC) else _read_jsonl(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: the manifest does not exist: check data.manifest") from error
+    except OSError as error:
+        raise DataError(f"{path}: the manifest cannot be read: {error.strerror or error}") from error
+    if len(rows) == 0:
         raise DataError(f"{path}: the manifest is empty: it needs at least one row")
-    return Dataset(table, (Part(path, 0, table.num_rows),))
+    return Dataset([name_rows(rows)], [Part(path, 0, len(rows))])
 
 
 def load_blend(manifests: Sequence[tuple[Path | str, float]]) -> Dataset:
@@ -58,114 +73,79 @@ def load_blend(manifests: Sequence[tuple[Path | str, float]]) -> Dataset:
     return concatenate([load_manifest(path) for path, _ in manifests], [weight for _, weight in manifests])
 
 
-def write_jsonl(rows: Iterable[Row | Mapping[str, Any]], path: Path | str) -> None:
-    """Writes a manifest, whole or not at all.
-
-    Args:
-        rows: Rows, whose paths are written relative to the manifest; or mappings of a manifest's own keys,
-            whose paths already are.
-        path: The file; an existing one is replaced.
-
-    Raises:
-        DataError: A row is wrong, or the file cannot be written.
-    """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "w", encoding="utf-8") as file:
-            for number, row in enumerate(rows, start=1):
-                record = _record_of(row, path.parent) if isinstance(row, Row) else dict(row)
-                parse_row(record, f"{path} line {number}")
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot write the manifest: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _record_of(row: Row, folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    if row.source is None:
-        record |= {row.kind: _relative(row.target, folder), "caption": row.text}
-    else:
-        record |= {"source": _relative(row.source, folder), "target": _relative(row.target, folder)}
-        record["instruction"] = row.text
-    for column in KNOWN_COLUMNS:
-        value = getattr(row, column, None)
-        if column not in PATH_COLUMNS and value is not None and (column, value) != ("frame_start", 0):
-            record[column] = value
-    return record
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
-
-
 def _starts_with(path: Path, magic: bytes) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(magic)) == magic
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: the manifest does not exist: check data.manifest") from error
-    except OSError as error:
-        raise DataError(f"{path}: the manifest cannot be read: {error.strerror or error}") from error
-
-
-def _jsonl_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, row) of every line that is not blank."""
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path} line {number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:  # also not UTF-8
-                raise DataError(f"{place}: is not JSON: {error}; write one object a line") from error
-            if not isinstance(record, dict):
-                raise DataError(f"{place}: must be a JSON object, not {type(record).__name__}")
-            yield number, record
+        return file.read(len(magic)) == magic
 
 
-def _parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (row number from 1, row) of every row."""
-    number = 0
-    try:
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        _warn_of_unknown(path, {name for name in names if name not in KNOWN_COLUMNS})
-        known = [name for name in names if name in KNOWN_COLUMNS]
-        if not known:
-            raise DataError(f"{path}: no known column among {', '.join(names)}: it needs video, caption at least")
-        # Other columns may hold whole pictures: they are not read.
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=known):
-            for record in batch.to_pylist():
-                number += 1
-                yield number, record
-    except (pa.ArrowException, OSError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: is not readable Parquet after row {number}: {first_line}") from error
+def _open_parquet(path: Path) -> StoredRows:
+    rows = ParquetRows(path)
+    _warn_of_unknown(path, {name for name in rows.column_names if name not in KNOWN_COLUMNS})
+    if rows.most_rows_per_group <= _MOST_ROWS_PER_GROUP:
+        return rows
+    return _held(list(rows.scan(whole_batch)), rows.places, rows.digest)
 
 
-def _build_table(path: Path, unit: str, records: Iterable[tuple[int, dict[str, Any]]]) -> pa.Table:
-    """Checks every row and gathers them, a batch at a time, into one table."""
-    batches: list[pa.RecordBatch] = []
-    waiting: list[dict[str, Any]] = []
-    names = _Names(path, unit)
+def _read_jsonl(path: Path) -> StoredRows:
+    state = hashlib.blake2b(digest_size=16)
+    numbers = array("q")
+    places = Places(path, "line", numbers)
     unknown: set[str] = set()
-    for number, record in records:
-        unknown.update(key for key in record if key not in KNOWN_COLUMNS)
-        row = parse_row(record, f"{path} {unit} {number}")
-        row["sample_id"] = names.name(row, number)
-        waiting.append(row)
-        if len(waiting) == _BATCH_ROWS:
-            batches.append(pa.RecordBatch.from_pylist(waiting, SCHEMA))
-            waiting = []
-    batches.append(pa.RecordBatch.from_pylist(waiting, SCHEMA))
+    batches = []
+    with open(path, "rb") as file:
+        for records in _batched(_records(file, path, state.update)):
+            unknown.update(*(record.keys() - _KNOWN for _, record in records))
+            start = len(numbers)
+            numbers.extend(number for number, _ in records)
+            batches.append(whole_batch(check_batch([record for _, record in records], places, start)))
     _warn_of_unknown(path, unknown)
-    return pa.Table.from_batches(batches, SCHEMA)
+    digest = state.hexdigest()
+    return _held(batches, places, lambda: digest)
+
+
+def _records(file: BinaryIO, path: Path, look: Callable[[bytes], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (line number, row) of every line that is not blank; look is shown all bytes."""
+    for number, line in enumerate(file, start=1):
+        look(line)
+        if not line.strip():
+            continue
+        place = f"{path} line {number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:  # also not UTF-8
+            raise DataError(f"{place}: is not JSON: {error}; write one object a line") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{place}: must be a JSON object, not {type(record).__name__}")
+        yield number, record
+
+
+def _batched(records: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Yields lists of records; what ends them early is raised after the last list."""
+    problem: DataError | None = None
+    while True:
+        batch: list[tuple[int, dict[str, Any]]] = []
+        try:
+            for record in islice(records, _BATCH_ROWS):
+                batch.append(record)
+        except DataError as error:
+            problem = error
+        if batch:
+            yield batch  # a row of it may be wrong, and comes first
+        if problem is not None:
+            raise problem
+        if not batch:
+            return
+
+
+def _held(batches: Sequence[pa.RecordBatch], places: Places, digest: Callable[[], str]) -> HeldRows:
+    table = pa.Table.from_batches(batches, SCHEMA)
+    if table.nbytes > _LARGE_BYTES:
+        _LOGGER.warning(
+            "%s: its rows take %.1f GiB of memory in every process: write them with sama_data.manifest.write_parquet",
+            places.manifest,
+            table.nbytes / _BYTES_PER_GIB,
+        )
+    return HeldRows(table, places, digest)
 
 
 def _warn_of_unknown(path: Path, unknown: set[str]) -> None:
@@ -173,33 +153,3 @@ def _warn_of_unknown(path: Path, unknown: set[str]) -> None:
         near = difflib.get_close_matches(key, KNOWN_COLUMNS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         _LOGGER.warning("%s: column %r is unknown and not used%s", path, key, hint)
-
-
-class _Names:
-    """Gives every row a name of its own."""
-
-    def __init__(self, path: Path, unit: str) -> None:
-        self._path = path
-        self._unit = unit
-        self._numbers: dict[str, int] = {}
-
-    def name(self, row: Mapping[str, Any], number: int) -> str:
-        given = row["sample_id"]
-        name = str(self._default(row) if given is None else given)
-        if name in self._numbers:
-            if given is not None:
-                first = f"{self._unit} {self._numbers[name]}"
-                raise DataError(f"{self._path} {self._unit} {number}: sample_id {name!r} is that of {first} already")
-            # One clip may be the target of several rows; their order in the manifest tells them apart.
-            base, copy = name, 2
-            while name in self._numbers:
-                name, copy = f"{base}#{copy}", copy + 1
-        self._numbers[name] = number
-        return name
-
-    @staticmethod
-    def _default(row: Mapping[str, Any]) -> str:
-        start, end = row["frame_start"], row["frame_end"]
-        if start == 0 and end is None:
-            return str(row["target"])
-        return f"{row['target']}@{start}-{'' if end is None else end}"

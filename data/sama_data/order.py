@@ -1,13 +1,10 @@
-"""Which sample stands in which slot of a step, and which rank takes it: pure functions of a few integers.
+"""Which sample stands in which slot of a step: pure functions of a few integers.
 
 Nothing here knows files or remembers where a run stopped: step k of any run with the same manifest and seed
 draws the same samples, from whatever step it starts and on however many ranks it runs.
 """
 
 from __future__ import annotations
-
-import heapq
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,30 +107,6 @@ def step_draws(
         DataError: num_samples is 0.
     """
     return EpochOrder(num_samples, seed, stream).draws(step, per_step)
-
-
-def deal(costs: Sequence[float], num_ranks: int, at_least: int = 0) -> list[list[int]]:
-    """Deals slots to ranks so that their total costs are near each other (longest processing time first).
-
-    Every rank computes the same deal. A rank may get more or fewer slots than another, or none.
-
-    Args:
-        costs: The predicted cost of each slot, in any unit.
-        num_ranks: Number of data-parallel ranks.
-        at_least: Slots that every rank gets whatever they cost, as far as there are enough.
-
-    Returns:
-        For each rank its slots, ascending.
-    """
-    dearest_first = sorted(range(len(costs)), key=lambda slot: (-costs[slot], slot))
-    # Ranks that lack slots first. Equal loads: fewer slots first, then the lower rank.
-    loads = [(at_least <= 0, 0.0, 0, rank) for rank in range(num_ranks)]
-    dealt: list[list[int]] = [[] for _ in range(num_ranks)]
-    for slot in dearest_first:
-        _, load, count, rank = loads[0]
-        dealt[rank].append(slot)
-        heapq.heapreplace(loads, (count + 1 >= at_least, load + costs[slot], count + 1, rank))
-    return [sorted(slots) for slots in dealt]
 
 
 def replacement_index(num_samples: int, seed: int, epoch: int, index: int, attempt: int, stream: int) -> int:

@@ -149,8 +149,21 @@ def plan_pretext(
     return identity_plan(num_frames)
 
 
+def plan_source_frames(
+    motion: MotionSettings, seed: int, sample_id: str, epoch: int, num_frames: int, height: int, width: int
+) -> int:
+    """Returns how many frames the source of `plan_pretext` has, for its arguments."""
+    if motion.keep_length or _draw_task(motion, _Draws(seed, sample_id, epoch), num_frames, height, width) != "speed":
+        return num_frames
+    return _sped_up_length(num_frames)
+
+
+def _sped_up_length(num_frames: int) -> int:
+    return cut_length(max(1, round(num_frames / 2)))
+
+
 def _draw_task(motion: MotionSettings, draws: _Draws, num_frames: int, height: int, width: int) -> str:
-    sped_up = num_frames if motion.keep_length else cut_length(max(1, round(num_frames / 2)))
+    sped_up = num_frames if motion.keep_length else _sped_up_length(num_frames)
     weights = {
         "none": motion.none,
         "cube": motion.cube if 1 <= _cube_length(motion.cube_share, num_frames) < num_frames else 0.0,
@@ -186,7 +199,7 @@ def _plan_speed(keep_length: bool, num_frames: int) -> PretextPlan:
     if keep_length:
         indices = every_other + [every_other[-1]] * (num_frames - len(every_other))
     else:
-        indices = every_other[: cut_length(len(every_other))]
+        indices = every_other[: _sped_up_length(num_frames)]
     return PretextPlan("speed", tuple(indices), None, PROMPT_TOKENS["speed"])
 
 

@@ -28,7 +28,7 @@ class Quarantine:
         self._known: set[str] = set()
         self._read_to = 0
 
-    def add(self, sample_id: str, path: Path, reason: str, step: int) -> bool:
+    def add(self, sample_id: str, path: Path | str, reason: str, step: int) -> bool:
         """Records a bad sample; returns whether it was new.
 
         Args:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sama_data.pretext import PretextPlan
 from sama_data.rows import Kind
+from sama_data.shapes import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,12 @@ class Sample:
     plan: PretextPlan
     prompt: str
     prompt_prefix: str
+
+    @property
+    def shape(self) -> Shape:
+        """What must agree in a micro-batch."""
+        num_frames, height, width = self.target_frames.shape[:3]
+        return Shape(self.kind, width, height, num_frames, len(self.plan.frame_indices))
 
 
 @dataclass(frozen=True, slots=True)

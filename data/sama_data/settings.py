@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sama_data.buckets import BUCKETS_480P
+from sama_data.cost import CostModel
 from sama_data.errors import DataError
 from sama_data.pretext import Motion, MotionSettings
+from sama_data.rows import Kind
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class LoaderSettings:
         decoded_cache_mib: MiB of decoded frames that are kept in memory, 0 for none.
         at_least_per_rank: Samples of a step that every data rank gets, whatever they cost; 0 when it may get none.
         max_bad_share: The run stops when a larger share of the samples it tried is bad.
+        micro_batch_images: The most images of a micro-batch; dealing keeps equal shapes together.
+        micro_batch_videos: The most videos of a micro-batch.
+        cost: Predicts the samples' times, by which they are dealt to ranks.
     """
 
     images_per_step: int
@@ -38,6 +43,14 @@ class LoaderSettings:
     decoded_cache_mib: int = 0
     max_bad_share: float = 0.5
     at_least_per_rank: int = 0
+    micro_batch_images: int = 1
+    micro_batch_videos: int = 1
+    cost: CostModel = field(default_factory=CostModel)
+
+    @property
+    def micro_batch_limits(self) -> dict[Kind, int]:
+        """The most samples of a micro-batch, by kind."""
+        return {"image": self.micro_batch_images, "video": self.micro_batch_videos}
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -53,6 +66,8 @@ class LoaderSettings:
             "decode_threads": 1,
             "decoded_cache_mib": 0,
             "at_least_per_rank": 0,
+            "micro_batch_images": 1,
+            "micro_batch_videos": 1,
         }
         for name, least in at_least.items():
             if getattr(self, name) < least:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from pathlib import Path
-
 from sama_data.errors import ClipError
+from sama_data.media import Media
 
 STILL_IMAGE = "image"
 
@@ -37,33 +34,21 @@ _AUDIO_SIGNATURES: tuple[tuple[int, bytes], ...] = ((0, b"ID3"), (8, b"WAVE"), (
 _HEAD_BYTES = 192
 
 
-def content_kind(path: Path) -> str:
+def content_kind(media: Media, content: bytes | None = None) -> str:
     """Returns STILL_IMAGE or the name of the FFmpeg demuxer that reads the file.
+
+    Args:
+        media: The file, or the part of one.
+        content: Its bytes, where they were read already.
 
     Raises:
         ClipError: The file is missing, unreadable, not a regular file, empty, or no image or video.
     """
-    try:
-        status = os.stat(path)
-        # Opening a pipe or a device could wait for ever.
-        if not stat.S_ISREG(status.st_mode):
-            raise ClipError(path, "is not a regular file")
-        if status.st_size == 0:
-            raise ClipError(path, "is empty (0 bytes)")
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(_HEAD_BYTES)
-    except FileNotFoundError as error:
-        raise ClipError(path, "does not exist") from error
-    except OSError as error:
-        raise ClipError(path, f"cannot be read: {error.strerror or error}") from error
-    return _kind_of(path, head)
-
-
-def _kind_of(path: Path, head: bytes) -> str:
+    head = media.read_head(_HEAD_BYTES) if content is None else content[:_HEAD_BYTES]
     for offset, signature, kind in _SIGNATURES:
         # A transport stream repeats its sync byte: one match alone could be any text.
         if head.startswith(signature, offset) and (kind != "mpegts" or head.startswith(b"G")):
             return kind
     if any(head.startswith(signature, offset) for offset, signature in _AUDIO_SIGNATURES):
-        raise ClipError(path, "has no video stream: it holds sound only")
-    raise ClipError(path, f"is neither an image nor a video: its content starts with {head[:12]!r}")
+        raise ClipError(media.name, "has no video stream: it holds sound only")
+    raise ClipError(media.name, f"is neither an image nor a video: its content starts with {head[:12]!r}")

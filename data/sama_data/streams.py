@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sama_data.cost import predicted_cost
 from sama_data.dataset import Dataset
 from sama_data.errors import DataError
-from sama_data.order import RANDOM_ATTEMPTS, EpochOrder, replacement_index
-from sama_data.rows import Kind, Row
+from sama_data.order import RANDOM_ATTEMPTS, EpochOrder, epoch_permutation, replacement_index
+from sama_data.rows import Kind
 from sama_data.settings import LoaderSettings
 
 _LOGGER = logging.getLogger("sama_data")
 # Part of every draw: changing a number changes what all runs see.
 _STREAM_NUMBERS: dict[Kind, int] = {"image": 0, "video": 1}
+_FIRST_PART_STREAM = 2  # orders inside the parts of a blend
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Stream:
 
     A part of weight w fills round(w * rows) places of an epoch. Its own passes count separately, so that a
     row drawn twice in an epoch of the stream gets two epochs of its own: other noise, another perturbation.
+    Where that is no whole number of passes, its rows are mixed first, or an epoch would see one end of the manifest.
     """
 
     def __init__(self, dataset: Dataset, kind: Kind, per_step: int, seed: int) -> None:
@@ -50,25 +51,31 @@ class Stream:
         self.per_step = per_step
         self._seed = seed
         self._number = _STREAM_NUMBERS[kind]
-        self._parts: list[NDArray[np.int64]] = []
-        sizes: list[int] = []
         rows = dataset.indices_of(kind)
-        for part in dataset.parts:
-            first, last = np.searchsorted(rows, [part.start, part.start + part.count])
-            if last > first:
-                self._parts.append(rows[first:last])
-                sizes.append(max(1, round(part.weight * int(last - first))))
-        self._ends = np.cumsum(sizes)
+        bounds = np.searchsorted(rows, [(part.start, part.start + part.count) for part in dataset.parts])
+        self.part_rows: tuple[int, ...] = tuple((bounds[:, 1] - bounds[:, 0]).tolist())
+        weights = [part.weight for part in dataset.parts]
+        self.part_places: tuple[int, ...] = tuple(
+            max(1, round(weight * count)) if count else 0 for weight, count in zip(weights, self.part_rows, strict=True)
+        )
+        self._counts = np.array(self.part_rows, np.int64)
+        self._first_rows = bounds[:, 0]
+        self._sizes = np.array(self.part_places, np.int64)
+        self._ends = np.cumsum(self._sizes)
+        self._rows = self._mixed(rows)
         self.num_rows = len(rows)
-        self.num_places = int(sum(sizes))
-        self._order = EpochOrder(self.num_places, seed, self._number) if sizes else None
+        self.num_places = sum(self.part_places)
+        self._order = EpochOrder(self.num_places, seed, self._number) if self.num_places else None
 
     def draw(self, step: int, first_slot: int) -> list[Draw]:
         """Returns a step's draws, over all ranks; their slots count from first_slot."""
-        assert self._order is not None, "a stream without rows is dropped"
-        places, epochs = self._order.draws(step, self.per_step)
+        places, epochs = self._drawn(step)
         pairs = zip(places.tolist(), epochs.tolist(), strict=True)
         return [Draw(first_slot + number, self, place, epoch) for number, (place, epoch) in enumerate(pairs)]
+
+    def rows(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns a step's row indices and the rows' own epochs, both ``[per_step]`` int64, in the order of `draw`."""
+        return self._rows_of(*self._drawn(step))
 
     def candidates(self, draw: Draw) -> Iterator[tuple[int, int]]:
         """Yields (row index, the row's own epoch): the drawn row, then stand-ins, until all were named."""
@@ -77,17 +84,35 @@ class Stream:
             place = replacement_index(self.num_places, self._seed, draw.epoch, draw.place, attempt, self._number)
             yield self._row_of(place, draw.epoch)
 
-    def drawn_row(self, draw: Draw) -> int:
-        """Returns the index of the row that was drawn, good or bad."""
-        return self._row_of(draw.place, draw.epoch)[0]
+    def _mixed(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows, each part's own in a random order where its weight cuts its passes."""
+        mixed = rows
+        for number, (count, places) in enumerate(zip(self.part_rows, self.part_places, strict=True)):
+            if count and places % count:
+                mixed = mixed.copy() if mixed is rows else mixed
+                first = int(self._first_rows[number])
+                order = epoch_permutation(
+                    count, self._seed, 0, _FIRST_PART_STREAM + self._number + len(_STREAM_NUMBERS) * number
+                )
+                mixed[first : first + count] = rows[first : first + count][order]
+        return mixed
+
+    def _drawn(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        assert self._order is not None, "a stream without rows is dropped"
+        return self._order.draws(step, self.per_step)
 
     def _row_of(self, place: int, epoch: int) -> tuple[int, int]:
-        number = int(np.searchsorted(self._ends, place, side="right"))
-        rows = self._parts[number]
-        start = int(self._ends[number - 1]) if number else 0
-        size = int(self._ends[number]) - start
-        row_epoch, row = divmod(epoch * size + place - start, len(rows))
-        return int(rows[row]), row_epoch
+        rows, epochs = self._rows_of(np.array([place]), np.array([epoch]))
+        return int(rows[0]), int(epochs[0])
+
+    def _rows_of(
+        self, places: NDArray[np.int64], epochs: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        part = np.searchsorted(self._ends, places, side="right")
+        # How often the part had been drawn from before, in all epochs of the stream.
+        drawn = epochs * self._sizes[part] + places - (self._ends[part] - self._sizes[part])
+        row_epochs, row = np.divmod(drawn, self._counts[part])
+        return self._rows[self._first_rows[part] + row], row_epochs
 
 
 def make_streams(dataset: Dataset, settings: LoaderSettings) -> list[Stream]:
@@ -116,14 +141,11 @@ def make_streams(dataset: Dataset, settings: LoaderSettings) -> list[Stream]:
                 kind,
                 per_step,
             )
+    rejected = f"{dataset.num_rejected} of {len(dataset)} rows are rejected" if dataset.num_rejected else ""
     if not streams:
         kinds = " and ".join(f"{kind}s ({per_step} per step)" for kind, per_step in wanted if per_step)
-        raise DataError(f"{dataset.name}: no row for the wanted {kinds}: set data.images_per_step or videos_per_step")
+        fix = "set data.images_per_step or videos_per_step" + (f"; {rejected}" if rejected else "")
+        raise DataError(f"{dataset.name}: no row for the wanted {kinds}: {fix}")
+    if rejected:
+        _LOGGER.warning("%s: %s and left out: their column `rejected` says why", dataset.name, rejected)
     return streams
-
-
-def row_cost(row: Row, buckets: Sequence[tuple[int, int]], max_frames: int) -> float:
-    """Returns a row's predicted cost; a video whose length is not known counts as max_frames."""
-    available = row.available_frames
-    num_frames = 1 if row.kind == "image" else min(max_frames, available or max_frames)
-    return predicted_cost(num_frames, row.width, row.height, buckets)

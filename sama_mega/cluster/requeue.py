@@ -12,8 +12,11 @@ Decision = Literal["done", "requeue", "stop"]
 MAX_LIVES_WITHOUT_PROGRESS = 3
 """How many lives of one job in a row may end with nothing new saved."""
 
+WRONG_INPUT = 2
+"""Exit status of a rank whose recipe, data or arguments are wrong."""
 REQUEUE_SIGNAL = "SIGUSR1"
-"""What a time limit or a preemption sends before it ends the job; anything else that stops a run is meant to."""
+"""What a time limit or a preemption sends before it ends the job; anything else that stops a run is meant to, unless
+Slurm says that it preempts the job: with a grace time, it sends TERM."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ def judge(
     restarts: int,
     status: int,
     max_without_progress: int = MAX_LIVES_WITHOUT_PROGRESS,
+    *,
+    preempted: bool = False,
 ) -> Verdict:
     """Decides from a run's lives.
 
@@ -46,19 +51,22 @@ def judge(
         restarts: How often Slurm had started it again when this start began.
         status: Exit status of the job step.
         max_without_progress: See `MAX_LIVES_WITHOUT_PROGRESS`.
+        preempted: Whether Slurm takes the nodes for another job.
     """
     ours = [life for life in lives if life.job == job]
     if not ours or ours[-1].restarts != restarts:
-        return Verdict("stop", f"the run did not begin (status {status}): the reason is above; it is not started again")
+        return _judge_a_start_without_life(ours, newest_step, restarts, status, max_without_progress, preempted)
     life = ours[-1]
     told = (
         f"life {life.life} ended at step {life.last_step}: {life.reason}{f', {life.message}' if life.message else ''}"
     )
     if life.reason == "finished":
         return Verdict("done", told)
-    if life.reason in ("refused", "superseded", "interrupted"):
+    if life.reason in ("superseded", "interrupted"):
+        return Verdict("stop", f"{told}; it is not started again")
+    if life.reason == "refused":
         return Verdict("stop", f"{told}; it is not started again, since it would end the same way")
-    if life.reason == "stopped" and REQUEUE_SIGNAL not in life.message:
+    if life.reason == "stopped" and REQUEUE_SIGNAL not in life.message and not preempted:
         return Verdict("stop", f"{told}; it is not started again, since somebody ended it: submit it again to go on")
     without = lives_without_progress(ours, newest_step)
     if without >= max_without_progress:
@@ -69,6 +77,21 @@ def judge(
             " messages above, or save more often (checkpoint.every), and submit it again",
         )
     return Verdict("requeue", f"{told}; it goes on from step {newest_step}")
+
+
+def _judge_a_start_without_life(
+    ours: Sequence[LifeRecord], newest_step: int, restarts: int, status: int, limit: int, preempted: bool
+) -> Verdict:
+    """Nothing was begun: what stopped the first start needs a person, what stops a later one may be a node."""
+    told = f"the run did not begin (status {status})"
+    if preempted:
+        return Verdict("requeue", f"{told}: Slurm takes the nodes for another job")
+    in_vain = restarts - ours[-1].restarts if ours else 0
+    if in_vain < 0:
+        return Verdict("stop", "Slurm has started the job again already")
+    if not ours or status == WRONG_INPUT or in_vain + lives_without_progress(ours, newest_step) >= limit:
+        return Verdict("stop", f"{told}: the reason is above; it is not started again")
+    return Verdict("requeue", f"{told}: the reason is above; it is tried again from step {newest_step}")
 
 
 def lives_without_progress(lives: Sequence[LifeRecord], newest_step: int) -> int:

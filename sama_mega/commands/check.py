@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sama_data.manifest import load_manifest
 from sama_kernels.dispatch import require_built
+from sama_mega.cluster.node_list import join_ranges
 from sama_mega.config import Recipe, load_recipe
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import BUILT_IN_ENCODERS, FRAMES_PER_LATENT, LATENT_STRIDE, DataRecipe, EncodersRecipe
@@ -294,16 +295,5 @@ def _print_report(
 def _describe_groups(layout: Layout) -> str:
     """Which ranks hold which data-parallel index; the first few, for large worlds."""
     shown = min(layout.data, _MOST_GROUPS_SHOWN)
-    groups = [f"data {index}: {_ranges(layout.ranks_of_data_index(index))}" for index in range(shown)]
+    groups = [f"data {index}: {join_ranges(layout.ranks_of_data_index(index))}" for index in range(shown)]
     return "; ".join(groups) + ("; ..." if shown < layout.data else "")
-
-
-def _ranges(ranks: Sequence[int]) -> str:
-    """`0-3,8` for [0, 1, 2, 3, 8]."""
-    runs: list[list[int]] = []
-    for rank in ranks:
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1].append(rank)
-        else:
-            runs.append([rank])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

@@ -79,7 +79,7 @@ def _edit_a_held_out_clip() -> None:
 
     row = load_manifest(HELD_OUT / "pairs.jsonl")[0]
     assert row.source is not None
-    _run("edit", STAGE_RUNS[1], row.source, row.text, "--out", ROOT / "edit.mp4")
+    _run("edit", STAGE_RUNS[1], row.source.path, row.text, "--out", ROOT / "edit.mp4")
 
 
 def _run(*arguments: object) -> None:

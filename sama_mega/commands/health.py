@@ -41,13 +41,10 @@ def run(recipe: str, overrides: Sequence[str], as_json: bool = False) -> int:
         try:
             if rank.place.rank > 0:
                 return check_as_other(rank)
-            outcome = check_as_first(rank)
+            return check_as_first(rank, lambda outcome: _report(outcome, rank, as_json))
         except MeetingError as error:
             print(f"error: {error}", file=sys.stderr)
             return UNHEALTHY
-    _tell(outcome, as_json)
-    _keep(outcome, rank)
-    return outcome.status
 
 
 @contextmanager
@@ -60,6 +57,11 @@ def _deaf_to_notice() -> Iterator[None]:
         signal.signal(signal.SIGUSR1, before)
 
 
+def _report(outcome: Outcome, rank: Rank, as_json: bool) -> None:
+    _tell(outcome, as_json)
+    _keep(outcome, rank)
+
+
 def _tell(outcome: Outcome, as_json: bool) -> None:
     for line in report_lines(outcome):
         print(line)
@@ -67,7 +69,7 @@ def _tell(outcome: Outcome, as_json: bool) -> None:
     for finding in outcome.findings:
         print(f"{'error' if finding.is_error else 'warning'}: {finding.line}", file=sys.stderr)
     if as_json:
-        print(json.dumps(report_values(outcome)))
+        print(json.dumps(report_values(outcome)), flush=True)
 
 
 def _keep(outcome: Outcome, rank: Rank) -> None:

@@ -16,7 +16,14 @@ from sama_mega.train.run_folder import RunFolder
 LIMIT_VARIABLE = "SAMA_MEGA_MAX_LIVES_WITHOUT_PROGRESS"
 
 
-def run(recipe: str, overrides: Sequence[str], status: int, environ: Mapping[str, str] = os.environ) -> int:
+def run(
+    recipe: str,
+    overrides: Sequence[str],
+    status: int,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    preempted: bool = False,
+) -> int:
     """Completes the life's record, says on stderr what becomes of the job, and prints the decision.
 
     Args:
@@ -24,6 +31,7 @@ def run(recipe: str, overrides: Sequence[str], status: int, environ: Mapping[str
         overrides: ``a.b=value`` items of the job.
         status: Exit status of the job step.
         environ: Slurm's variables.
+        preempted: Whether Slurm takes the nodes for another job.
 
     Returns:
         Exit status 0; the last line of stdout is ``done``, ``requeue`` or ``stop``.
@@ -41,7 +49,7 @@ def run(recipe: str, overrides: Sequence[str], status: int, environ: Mapping[str
     found = complete_checkpoints(folder.checkpoints)
     newest_step = (checkpoint_step(found[-1]) or 0) if found else 0
     limit = _limit(environ)
-    verdict = judge(read_lives(folder), newest_step, job, restarts, status, limit)
+    verdict = judge(read_lives(folder), newest_step, job, restarts, status, limit, preempted=preempted)
     print(verdict.message, file=sys.stderr)
     print(verdict.decision)
     return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sama_mega.cluster.job_script import render
+from sama_mega.cluster.occupied import occupied_by
 from sama_mega.cluster.plan import START_KEY, SWEEP_FOLDER, StagePlan, plan_stages
 from sama_mega.cluster.settings import load_cluster_settings
 from sama_mega.cluster.submission import (
@@ -70,6 +71,7 @@ def run(
         sent = [SubmittedJob(job, _placeholder(job)) for job in jobs]
     else:
         require_slurm()
+        _require_free_folders(jobs)
         sent = submit(jobs)
         _show_table(sent)
     if as_json:
@@ -99,6 +101,13 @@ def _check(jobs: Sequence[Job], may_stop: bool) -> list[str]:
                     raise ConfigError(f"{text}: put it right first, or look at the scripts with --dry-run")
                 warnings[text] = None
     return list(warnings)
+
+
+def _require_free_folders(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        for planned in job.plan.recipes:
+            if occupied := occupied_by(planned.train.run_folder, None):
+                raise ConfigError(f"{occupied}: scancel it first, or choose another train.run_folder")
 
 
 def _relevant(findings: Sequence[Finding], plan: StagePlan) -> list[Finding]:

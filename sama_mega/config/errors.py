@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """The user's input is wrong; the message is one line that names the thing, its value, rule and fix."""
+    """The user's input is wrong; the message is one line that names the thing, its value, rule and fix.
+
+    Attributes:
+        told_by_first_rank: Whether rank 0 says the same, so that this rank need not.
+    """
+
+    told_by_first_rank = False
 
     def __init__(self, message: str) -> None:
         """Keep `message` as one line, whatever line breaks a library put into the part it wrote."""

@@ -74,6 +74,8 @@ def _read_recipe(path: Path) -> str:
     try:
         return read_text(found, _NOUN)
     except FileNotFoundError:
+        if "=" in path.name:
+            raise ConfigError(f"{path}: no such recipe: overrides come after it, as in RECIPE {path}") from None
         raise ConfigError(f"{path}: no such recipe{_nearest_recipe(path)}") from None
 
 

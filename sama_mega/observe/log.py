@@ -29,6 +29,7 @@ class RunLog:
         rank_log_path: Path | None = None,
         life: int | None = None,
         draws_bar: bool = False,
+        stamps_terminal: bool = False,
         earlier: Sequence[logging.LogRecord] = (),
         plain_errors: tuple[type[Exception], ...] = (),
     ) -> None:
@@ -40,6 +41,7 @@ class RunLog:
             rank_log_path: Log of this rank in this life, or None for none; its folder is made.
             life: Number of this life, on every line of `log_path`.
             draws_bar: A progress bar is on the terminal, so lines of progress stay out of it.
+            stamps_terminal: Whether lines on stderr begin with the time of day, as in a job's log.
             earlier: Records of `SetupLog`, written first.
             plain_errors: Errors whose message says it all: of others that pass, the files get the stack as well.
         """
@@ -47,6 +49,7 @@ class RunLog:
         self._rank_log_path = rank_log_path
         self._life = life
         self._draws_bar = draws_bar
+        self._stamps_terminal = stamps_terminal
         self._earlier = earlier
         self._plain_errors = plain_errors
         self._handlers: list[logging.Handler] = []
@@ -54,7 +57,8 @@ class RunLog:
     def __enter__(self) -> RunLog:
         """Attaches the handlers."""
         terminal = _StderrHandler()
-        terminal.setFormatter(logging.Formatter("%(message)s"))
+        stamp = "%(asctime)s " if self._stamps_terminal else ""
+        terminal.setFormatter(logging.Formatter(f"{stamp}%(message)s", datefmt="%H:%M:%S"))
         terminal.setLevel(logging.INFO if self._log_path is not None else logging.WARNING)
         if self._draws_bar:
             terminal.addFilter(lambda record: record.name != PROGRESS_LOGGER)

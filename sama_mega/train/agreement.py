@@ -44,9 +44,10 @@ def require_same_everywhere(recipe: Recipe, dataset: Dataset, context: ParallelC
             expected = theirs
         different = [name for name in expected if theirs[name] != expected[name]]
         if different:
-            raise ConfigError(
+            message = (
                 f"rank {rank} has another {different[0]} than rank 0: every node must see the same files and arguments"
             )
+            raise _agreed(ConfigError(message), context)
 
 
 def agreeing_batches(
@@ -79,7 +80,7 @@ def agreeing_batches(
         if context.world_size > 1:
             problem, stop_signal = _agree(drawn, problem, stop_signal, context)
         if problem is not None:
-            raise problem
+            raise _agreed(problem, context)
         if stop_signal:
             raise RunStopped(stop_signal)
         if drawn is None:
@@ -97,8 +98,29 @@ def from_first_rank(context: ParallelContext, work: Callable[[], Result]) -> Res
             outcome = (None, error)
     result, problem = broadcast_object(outcome, context.world_group)
     if problem is not None:
-        raise problem
+        raise _agreed(problem, context)
     return result  # type: ignore[no-any-return]
+
+
+def on_every_rank(context: ParallelContext, work: Callable[[], Result]) -> Result:
+    """Runs work on every rank; an error of the user's on one of them is raised on all, that of the lowest rank."""
+    result: Result | None = None
+    problem: Problem | None = None
+    try:
+        result = work()
+    except (UserError, DataError) as error:
+        problem = error
+    problems = [problem] if context.world_size == 1 else gather_objects(problem, context.host_world_group)
+    first = next((found for found in problems if found is not None), None)
+    if first is not None:
+        raise _agreed(first, context)
+    return result  # type: ignore[return-value]
+
+
+def _agreed(problem: Problem, context: ParallelContext) -> Problem:
+    """The problem, as one that every rank raises and one tells."""
+    problem.told_by_first_rank = context.rank > 0
+    return problem
 
 
 def _agree(

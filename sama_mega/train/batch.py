@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from sama_data.loader import Sample
+from sama_data.rows import Kind
+from sama_data.shapes import cut_by_shape
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.noising import draw_text_dropout
 from sama_mega.encoders.feature_cache import FeatureCache
@@ -147,20 +149,8 @@ def group_by_shape(samples: Sequence[Sample], recipe: Recipe) -> list[list[Sampl
 
     Interleaved pipeline stages need a micro-batch for every pipeline rank: larger ones are halved until there are.
     """
-    groups: dict[tuple[object, ...], list[Sample]] = {}
-    for sample in sorted(samples, key=lambda sample: sample.slot):
-        shape = (sample.kind, sample.target_frames.shape, len(sample.plan.frame_indices))
-        groups.setdefault(shape, []).append(sample)
-    limits = {"image": recipe.data.micro_batch_images, "video": recipe.data.micro_batch_videos}
-    cut = [
-        group[start : start + limits[group[0].kind]]
-        for group in groups.values()
-        for start in range(0, len(group), limits[group[0].kind])
-    ]
-    parallel = recipe.parallel
-    at_least = min(len(samples), parallel.pipeline if parallel.interleave > 1 else 1)
-    while len(cut) < at_least:
-        largest = max(range(len(cut)), key=lambda index: len(cut[index]))
-        half = len(cut[largest]) // 2
-        cut[largest : largest + 1] = [cut[largest][:half], cut[largest][half:]]
-    return cut
+    ordered = sorted(samples, key=lambda sample: sample.slot)
+    limits: dict[Kind, int] = {"image": recipe.data.micro_batch_images, "video": recipe.data.micro_batch_videos}
+    at_least = recipe.parallel.pipeline if recipe.parallel.interleave > 1 else 1
+    cut = cut_by_shape([sample.shape for sample in ordered], limits, at_least)
+    return [[ordered[place] for place in places] for places in cut]

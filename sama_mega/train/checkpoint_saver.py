@@ -16,6 +16,7 @@ from sama_mega.config.errors import CheckpointError
 from sama_mega.config.schema import Recipe
 from sama_mega.parallel.collectives import form_background_group
 from sama_mega.parallel.host_copy import HostCopy
+from sama_mega.parallel.launch import lost_touch
 from sama_mega.parallel.runtime import DEFAULT_TIMEOUT_SECONDS, ParallelContext
 from sama_mega.parallel.sharded_state import ShardedState
 from sama_mega.train.checkpoint import describe_position, whole_state
@@ -49,7 +50,7 @@ class CheckpointSaver:
         self._group = form_background_group(DEFAULT_TIMEOUT_SECONDS)
         self._host_copy = HostCopy(context.device)
         self._thread: threading.Thread | None = None
-        self._problem: str | None = None
+        self._problem: Exception | None = None
 
     def save(self, state: TrainState) -> Path:
         """Begins to write the newest checkpoint, after the one before is written.
@@ -63,7 +64,7 @@ class CheckpointSaver:
             The checkpoint's name once it is complete.
 
         Raises:
-            CheckpointError: On every rank: the save before failed, as `wait` says.
+            CheckpointError, RuntimeError: The save before failed, as `wait` says.
         """
         started = time.perf_counter()
         self.wait()
@@ -89,10 +90,10 @@ class CheckpointSaver:
         Ranks may hear of it at different moments: what ends the run must be agreed on.
 
         Raises:
-            CheckpointError: The newest save failed.
+            CheckpointError, RuntimeError: The newest save failed.
         """
         if self._problem is not None:
-            raise CheckpointError(self._problem)
+            raise self._problem
 
     def wait(self) -> None:
         """Waits until the newest save is complete.
@@ -100,11 +101,13 @@ class CheckpointSaver:
         Raises:
             CheckpointError: On every rank, once: any could not write, or a newer life of the run has begun; earlier
                 checkpoints are untouched.
+            RuntimeError: Once, on the ranks that lost touch with another during the save: no fault of the user's, so
+                another start may fare better.
         """
         self.close()
         problem, self._problem = self._problem, None
         if problem is not None:
-            raise CheckpointError(problem)
+            raise problem
 
     def close(self) -> None:
         """Waits for a save under way and raises nothing: for the end of a run that has an error of its own."""
@@ -121,12 +124,15 @@ class CheckpointSaver:
             write_complete(final, pieces, saved, self._recipe, self._context, may_commit, self._group)
             on_first_rank(self._group, partial(prune_checkpoints, final, self._recipe.checkpoint.keep))
         except CheckpointError as error:
-            self._problem = self._reason(error)
+            self._problem = CheckpointError(self._reason(error))
             if self._context.is_first_rank:
                 _log.error("%s was not saved: %s", final, self._problem)
         except BaseException as error:
-            self._problem = f"{final} was not saved: {error!r}"
-            _log.exception("%s was not saved", final)
+            self._problem = RuntimeError(f"{final} was not saved: {error!r}")
+            if lost_touch(str(error)):
+                _log.error("%s was not saved: another rank has ended", final)
+            else:
+                _log.exception("%s was not saved", final)
         else:
             if self._context.is_first_rank:
                 seconds = time.perf_counter() - started

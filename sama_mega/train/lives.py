@@ -92,14 +92,24 @@ class LifeFile:
         number = folder.start_life(details)
         return cls(folder, {"life": number, **_read(folder.life_path(number)), **details})
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the end is written."""
+        return self._values.get("ended_at") is not None
+
     def require_newest(self) -> None:
         """Raises SupersededError once a newer life has begun; one look into a folder."""
         newest = self._folder.newest_life()
         if newest > self.number:
             raise SupersededError(
-                f"{self._folder.root}: life {newest} of this run has begun, so life {self.number} ends here and may"
-                " write nothing more"
+                f"{self._folder.root}: life {newest} of this run has begun{self._where(newest)}, so life {self.number}"
+                " ends here and may write nothing more"
             )
+
+    def _where(self, life: int) -> str:
+        values = _read(self._folder.life_path(life))
+        job, nodes = values.get("job"), values.get("nodes") or ()
+        return f"{f' in job {job}' if job else ''}{f' on {nodes[0]}' if nodes else ''}"
 
     def reached(self, step: int) -> None:
         """Notes a finished step; written every `HEARTBEAT_SECONDS` only."""

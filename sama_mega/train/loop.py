@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sama_data.dataset import Dataset
-from sama_data.errors import DataError
 from sama_data.loader import StepSamples
 from sama_mega.config.errors import UserError
 from sama_mega.config.schema import Recipe
-from sama_mega.train.hooks.base import Hook, RunEnd
+from sama_mega.train.hooks.base import Hook
 from sama_mega.train.learning_rate import learning_rate_at
-from sama_mega.train.lives import SupersededError
 from sama_mega.train.report import StepReport
+from sama_mega.train.run_end import RunEnd, end_by
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.state import TrainState
 from sama_mega.train.step import StepOutcome, TrainStep
@@ -74,7 +73,7 @@ class Loop:
                 hook.on_run_start(self._run)
             end = self._take_steps_until_told_to_stop(batches)
         except BaseException as error:
-            self._end(_end_of(error))
+            self._end(end_by(error))
             raise
         self._end(end)
         return end
@@ -152,14 +151,3 @@ class Loop:
             sample_digest=losses.sample_digest,
             sample_ids=sample_ids,
         )
-
-
-def _end_of(error: BaseException) -> RunEnd:
-    message = " ".join(str(error).split())
-    if isinstance(error, KeyboardInterrupt):
-        return RunEnd("interrupted", "by the keyboard")
-    if isinstance(error, SupersededError):
-        return RunEnd("superseded", message)
-    if isinstance(error, (UserError, DataError)):
-        return RunEnd("refused", message)
-    return RunEnd("failed", f"{type(error).__name__}: {message}")

@@ -84,6 +84,12 @@ class Pace:
         return pace
 
 
+def how_far_behind(ranks: Sequence[RankPace]) -> float:
+    """By what share the slowest rank takes longer than the middle of all."""
+    middle = median(pace.seconds for pace in ranks)
+    return max(pace.seconds for pace in ranks) / middle - 1 if middle else 0.0
+
+
 def describe_pace(ranks: Sequence[RankPace], steps: int) -> str:
     """One line about the ranks' own time, which names the slowest and its node.
 
@@ -94,9 +100,8 @@ def describe_pace(ranks: Sequence[RankPace], steps: int) -> str:
     middle = median(pace.seconds for pace in ranks)
     slowest = max(range(len(ranks)), key=lambda rank: ranks[rank].seconds)
     pace = ranks[slowest]
-    behind = (pace.seconds / middle - 1) * 100 if middle else 0.0
     part = "reading" if pace.reading_seconds > pace.computing_seconds else "computing"
     return (
         f"own time of {len(ranks)} ranks over {steps} steps: median {middle:.3f} s a step; slowest rank {slowest} on"
-        f" {pace.node}, {pace.seconds:.3f} s ({behind:+.0f} %), most of it {part}"
+        f" {pace.node}, {pace.seconds:.3f} s ({100 * how_far_behind(ranks):+.0f} %), most of it {part}"
     )

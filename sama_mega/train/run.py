@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 from sama_data.dataset import Dataset
 from sama_data.errors import DataError
-from sama_data.loader import LoaderSettings, Quarantine, SampleLoader, StepSamples
+from sama_data.loader import Quarantine, SampleLoader, StepSamples
 from sama_data.manifest import load_blend, load_manifest
 from sama_mega.checkpoint.folder import complete_checkpoints
 from sama_mega.config.errors import ConfigError, UserError
@@ -22,9 +23,9 @@ from sama_mega.observe.progress import stderr_is_terminal
 from sama_mega.parallel.layout import samples_needed_per_rank, too_few_samples
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 from sama_mega.parallel.torch_settings import apply_torch_settings
-from sama_mega.train.agreement import agreeing_batches, from_first_rank, require_same_everywhere
+from sama_mega.train.agreement import agreeing_batches, from_first_rank, on_every_rank, require_same_everywhere
 from sama_mega.train.batch import Batcher
-from sama_mega.train.hooks.base import Hook, RunEnd
+from sama_mega.train.hooks.base import Hook
 from sama_mega.train.hooks.checkpoint import CheckpointHook
 from sama_mega.train.hooks.life import LifeHook
 from sama_mega.train.hooks.metrics import MetricsHook
@@ -33,8 +34,10 @@ from sama_mega.train.hooks.progress import ProgressHook
 from sama_mega.train.hooks.sample import SampleHook
 from sama_mega.train.hooks.tracker import TrackerHook
 from sama_mega.train.hooks.watchdog import WatchdogHook
+from sama_mega.train.loader_settings import loader_settings
 from sama_mega.train.loop import Loop, Run
 from sama_mega.train.pace import Pace
+from sama_mega.train.run_end import RunEnd
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.shared_encoding import Sharing
 from sama_mega.train.startup import StartupClock
@@ -104,11 +107,11 @@ def train(recipe: Recipe, start: Start | None = None) -> RunSummary:
     start = start or Start(StopRequest(), StartupClock({}))
     start.clock.mark("imports")
     apply_torch_settings(recipe)
-    dataset = open_dataset(recipe)
-    start.clock.mark("manifests")
     context = start_parallel(recipe)
     start.clock.mark("ranks meet")
     try:
+        dataset = on_every_rank(context, lambda: open_dataset(recipe))
+        start.clock.mark("manifests")
         require_same_everywhere(recipe, dataset, context)
         return _train_on_ranks(recipe, dataset, context, start)
     finally:
@@ -140,21 +143,19 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
     """Checks everything that can be wrong before it writes anything: a life claimed in vain fences a healthy run."""
     folder = RunFolder(recipe.train.run_folder)
     with SetupLog() as setup:
-        encoders = build_encoders(recipe, context.device)
+        encoders = on_every_rank(context, lambda: build_encoders(recipe, context.device))
         cache = open_cache(recipe, encoders, context)
-        loader = build_loader(recipe, dataset, context, folder)
-        _require_samples_for_every_rank(recipe, loader, context)
+        loader = on_every_rank(context, lambda: build_loader(recipe, dataset, context, folder))
         begin_from, _ = find_start(recipe, folder, context)
         state = build_train_state(recipe, context, initialize=begin_from is None)
         restore(recipe, begin_from, state)
     start.clock.mark("model and data")
-    life = begin_life(recipe, state.step, context)
-    # An earlier life may have saved while this one got ready; from here on it may not.
-    newest, lines = find_start(recipe, folder, context)
-    if newest != begin_from:
-        restore(recipe, newest, state)
-        life.goes_on_from(state.step)
-    with _open_log(folder, life.number, context, setup):
+    with begin_life(recipe, state.step, context) as life, _open_log(folder, life.number, context, setup):
+        # An earlier life may have saved while this one got ready; from here on it may not.
+        newest, lines = find_start(recipe, folder, context)
+        if newest != begin_from:
+            restore(recipe, newest, state)
+            life.goes_on_from(state.step)
         run = Run(recipe, folder, context.is_first_rank, state.step, recipe.train.steps)
         _announce(
             [f"life {life.number} on {', '.join(life.nodes)}", *lines, _headline(run, dataset, loader, context, state)],
@@ -179,7 +180,7 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
         with closing(_batches(loader, run, checkpoints, life, pace)) as batches:
             end = loop.run(agreeing_batches(batches, context, start.stop))
         summary = _summarize(folder, end, state, loader, batcher, cache)
-        _report_end(summary, end, recipe, folder)
+        _report_end(summary, end, recipe, run)
     return summary
 
 
@@ -193,7 +194,7 @@ def open_cache(recipe: Recipe, encoders: Encoders, context: ParallelContext) -> 
     if path is None:
         return None
     identity = from_first_rank(context, encoders.identity)
-    return FeatureCache(path, identity, encoders.text.max_tokens)
+    return on_every_rank(context, lambda: FeatureCache(path, identity, encoders.text.max_tokens))
 
 
 def _open_log(folder: RunFolder, life: int, context: ParallelContext, setup: SetupLog) -> RunLog:
@@ -205,40 +206,24 @@ def _open_log(folder: RunFolder, life: int, context: ParallelContext, setup: Set
         rank_log_path=rank_log_path,
         life=life,
         draws_bar=stderr_is_terminal(),
+        stamps_terminal="SLURM_JOB_ID" in os.environ and not stderr_is_terminal(),
         earlier=earlier,
         plain_errors=(UserError, DataError),
     )
 
 
-def _require_samples_for_every_rank(recipe: Recipe, loader: SampleLoader, context: ParallelContext) -> None:
-    """Refuses a step that is too small for the layout, before anything is written."""
-    needed = samples_needed_per_rank(recipe.parallel)
-    if loader.num_slots < needed * context.layout.data:
-        raise ConfigError(too_few_samples(recipe.parallel, loader.num_slots, context.layout.data))
-
-
 def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, folder: RunFolder) -> SampleLoader:
-    """Builds this data rank's loader."""
+    """Builds this data rank's loader.
+
+    Raises:
+        ConfigError: A step is too small for the layout.
+        DataError: No stream has both rows and slots.
+    """
     quarantine = Quarantine(folder.quarantine_path)
-    return SampleLoader(dataset, loader_settings(recipe), context.data_rank, context.layout.data, quarantine)
-
-
-def loader_settings(recipe: Recipe) -> LoaderSettings:
-    """What the loader needs to know of a recipe."""
-    data = recipe.data
-    return LoaderSettings(
-        images_per_step=data.images_per_step,
-        videos_per_step=data.videos_per_step,
-        seed=recipe.train.seed,
-        buckets=data.buckets,
-        max_frames=data.max_frames,
-        motion=recipe.motion,
-        prefetch_steps=data.prefetch_steps,
-        decode_threads=data.decode_threads,
-        decoded_cache_mib=data.decoded_cache_mib,
-        max_bad_share=data.max_bad_share,
-        at_least_per_rank=samples_needed_per_rank(recipe.parallel),
-    )
+    loader = SampleLoader(dataset, loader_settings(recipe), context.data_rank, context.layout.data, quarantine)
+    if loader.num_slots < samples_needed_per_rank(recipe.parallel) * context.layout.data:
+        raise ConfigError(too_few_samples(recipe.parallel, loader.num_slots, context.layout.data))
+    return loader
 
 
 def _batches(
@@ -295,7 +280,10 @@ def _summarize(
     )
 
 
-def _report_end(summary: RunSummary, end: RunEnd, recipe: Recipe, folder: RunFolder) -> None:
+def _report_end(summary: RunSummary, end: RunEnd, recipe: Recipe, run: Run) -> None:
+    folder = run.folder
+    if end.reason == "finished" and run.start_step >= run.total_steps:
+        _log.info("nothing was left to do after step %d: raise train.steps to go on", summary.steps)
     if end.reason == "stopped":
         saved = f"saved in {summary.checkpoint}" if summary.checkpoint else "nothing was done that could be lost"
         _log.info(

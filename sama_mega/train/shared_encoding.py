@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sama_data.order import deal
+from sama_data.dealing import deal
 from sama_mega.parallel.collectives import broadcast_in_place
 from sama_mega.parallel.runtime import ParallelContext
 

@@ -8,13 +8,14 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from sama_mega.checkpoint.folder import complete_checkpoints, resolve_checkpoint
 from sama_mega.checkpoint.replace import put_back_interrupted
 from sama_mega.checkpoint.same_course import require_same_course
 from sama_mega.config import recipe_to_yaml
-from sama_mega.config.errors import ConfigError
+from sama_mega.config.errors import CheckpointError, ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.observe.environment import describe_environment
 from sama_mega.parallel.collectives import gather_objects_on_first
@@ -22,6 +23,7 @@ from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.agreement import from_first_rank
 from sama_mega.train.checkpoint import load_checkpoint, load_initial_weights
 from sama_mega.train.lives import LifeFile
+from sama_mega.train.run_end import end_by
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.state import TrainState
 
@@ -47,7 +49,10 @@ def find_start(recipe: Recipe, folder: RunFolder, context: ParallelContext) -> t
             return own[-1], [f"resumed {own[-1]}", *(f"changed since then: {line}" for line in changed)]
         if recipe.checkpoint.init_from is None:
             return None, ["started from random weights (checkpoint.init_from is null)"]
-        start = resolve_checkpoint(recipe.checkpoint.init_from)
+        try:
+            start = resolve_checkpoint(recipe.checkpoint.init_from)
+        except CheckpointError as error:
+            raise CheckpointError(f"checkpoint.init_from: {error}; a stage that is to make it must run first") from None
         return start, [f"started from the {recipe.checkpoint.init_weights} weights of {start}"]
 
     return from_first_rank(context, find)
@@ -65,11 +70,29 @@ def restore(recipe: Recipe, start: Path | None, state: TrainState) -> None:
 
 @dataclass(frozen=True)
 class ThisLife:
-    """This life of the run, as one rank knows it: its number, and on the first rank its file and the ranks' hosts."""
+    """This life of the run, as one rank knows it; while entered, an error that passes ends its record.
+
+    Attributes:
+        number: The life's number.
+        file: On the first rank its file.
+        nodes: On the first rank the ranks' hosts.
+    """
 
     number: int
     file: LifeFile | None
     nodes: tuple[str, ...] = ()
+
+    def __enter__(self) -> ThisLife:
+        """Begins."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Writes how the life ended, unless that is written."""
+        if error is not None and self.file is not None and not self.file.has_ended:
+            end = end_by(error)
+            self.file.end(end.reason, end.message)
 
     def require_newest(self) -> None:
         """Raises SupersededError on the first rank once a newer life has begun; the others hear of it from there."""

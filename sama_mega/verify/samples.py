@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sama_data.cost import predicted_cost
-from sama_data.order import deal
+from sama_data.cost import CostModel
+from sama_data.dealing import deal
 from sama_data.pretext import PretextPlan, identity_plan, plan_pretext
 from sama_data.prompts import edit_prompt, pretext_prompt
 from sama_data.rows import Kind
@@ -51,8 +51,10 @@ def global_batch(stage: int, at_least_per_rank: int = 1, data_world: int = 1) ->
 
 def share_of(samples: list[Sample], data_rank: int, data_world: int) -> StepSamples:
     """One data rank's part, dealt by predicted cost as in training: unequal numbers and kinds."""
-    costs = [_cost(sample) for sample in samples]
-    mine = deal(costs, data_world)[data_rank]
+    # Without what every sample costs alike: at these lengths it would make the shares equal.
+    model = CostModel(semantic_tokens=0, text_length=0)
+    sizes = np.array([sample.shape[1:] for sample in samples], np.int64).T
+    mine = deal(model.nanoseconds(model.tokens(*sizes)).tolist(), data_world)[data_rank]
     num_images = sum(sample.kind == "image" for sample in samples)
     return StepSamples(0, [samples[slot] for slot in mine], num_slots=len(samples), num_image_slots=num_images)
 
@@ -91,8 +93,3 @@ def _plan(task: str, num_frames: int, height: int, width: int) -> PretextPlan:
 
 def _frames(slot: int, which: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     return np.random.default_rng([slot, which]).integers(0, 256, (*shape, 3), dtype=np.uint8)
-
-
-def _cost(sample: Sample) -> float:
-    num_frames, height, width = sample.target_frames.shape[:3]
-    return predicted_cost(num_frames, width, height, [(width, height)])

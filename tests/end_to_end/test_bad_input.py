@@ -398,4 +398,5 @@ def test_a_real_process_is_as_short(tmp_path: Path, world: Path) -> None:
     arguments = tiny_overrides(tmp_path / "run", world / "raw.jsonl", 2, {"checkpoint.init_from": str(tmp_path)})
     done = run_command("train", recipe_path(0), *arguments)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"error: checkpoint {tmp_path} holds no complete")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: checkpoint.init_from: checkpoint {tmp_path} holds no complete")

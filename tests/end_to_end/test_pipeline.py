@@ -95,8 +95,9 @@ def test_a_run_folder_holds_what_is_promised(pipeline: Pipeline, stage: int) -> 
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
     assert "saved" in (folder / "log.txt").read_text()
     assert not (folder / "quarantine.jsonl").exists()
+    assert [path.name for path in (folder / "logs/life-0001").iterdir()] == ["rank-00000.txt"]
     assert {path.name for path in folder.iterdir()} <= {
-        *("recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "samples", "lives", "log.txt"),
+        *("recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "samples", "lives", "log.txt", "logs"),
         "mlflow.json",
     }
 
@@ -191,7 +192,7 @@ def test_edit_keeps_any_length_and_rate(pipeline: Pipeline, tmp_path: Path, fram
 
 
 def test_edit_takes_a_picture(pipeline: Pipeline, tmp_path: Path) -> None:
-    picture = next(row.source for row in load_manifest(pipeline.world / "pairs.jsonl") if row.kind == "image")
+    picture = next(row.source.path for row in load_manifest(pipeline.world / "pairs.jsonl") if row.kind == "image")
     assert picture is not None
     assert edit(pipeline, picture, tmp_path / "out.mp4", "--steps", 1) == 0
     assert decode_frames(tmp_path / "out.mp4").frames.shape == (1, SIZE, SIZE, 3)

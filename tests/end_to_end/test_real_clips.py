@@ -73,6 +73,6 @@ def test_a_real_clip_is_edited_at_its_own_rate(clips: Path, run_folders: dict[in
     assert row.source is not None
     source = decode_frames(row.source)
     out = tmp_path / "edit.mp4"
-    assert call_main("edit", run_folders[1], row.source, "Make it red.", "--out", out) == 0
+    assert call_main("edit", run_folders[1], row.source.path, "Make it red.", "--out", out) == 0
     edited = decode_frames(out)
     assert len(edited.frames) == len(source.frames) and edited.fps == pytest.approx(source.fps, rel=1e-3)

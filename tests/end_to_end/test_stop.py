@@ -23,7 +23,7 @@ from sama_mega.train.hooks.checkpoint import CheckpointHook
 from sama_mega.train.lives import LifeRecord, read_lives
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.step import TrainStep
-from sama_mega.train.stop import STOP_SIGNALS, StopRequest
+from sama_mega.train.stop import StopRequest
 from tests.support.tiny_recipe import (
     REPOSITORY,
     assert_bitwise_equal,
@@ -37,6 +37,7 @@ from tests.support.tiny_recipe import (
     wait_until,
 )
 
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 STEPS, EVERY = 10, 4
 LONG_STEPS = 2000
 """More than a process takes before it is told to stop from outside."""
@@ -78,7 +79,7 @@ def nobody_listens() -> Iterator[list[int]]:
     def listen(number: int, frame: FrameType | None) -> None:
         heard.append(number)
 
-    before = {number: signal.signal(number, listen) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, listen) for number in SIGNALS}
     yield heard
     for number, handler in before.items():
         signal.signal(number, handler)

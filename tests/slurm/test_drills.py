@@ -120,7 +120,8 @@ def test_a_crashed_daemon_leaves_an_orphan_that_may_write_nothing(
     assert not [step for step in job.saved_steps if second.start_step < step <= first.last_step and step % EVERY]
     fragile.start_slurmd(node)
     job.wait_for_step(second.start_step + EVERY, life=2)
-    assert [row["step"] for row in job.rows] == list(range(1, job.step + 1))
+    steps = [row["step"] for row in job.rows]  # once: the run goes on meanwhile
+    assert steps == list(range(1, len(steps) + 1))
     fragile.cancel(job.id)
     fragile.wait_for(job.id, "CANCELLED", START_SECONDS)
 

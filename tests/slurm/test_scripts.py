@@ -31,7 +31,10 @@ class Stage:
 
     def stand_in(self, name: str, then: str) -> None:
         path = self.folder / name
-        path.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "{name} $*" >> {self.calls_path}\n{then}\n')
+        # A Python is asked first whether it has the package; the stand-in has.
+        path.write_text(
+            f'#!/usr/bin/env bash\n[[ $1 != -c ]] || exit 0\nprintf "%s\\n" "{name} $*" >> {self.calls_path}\n{then}\n'
+        )
         path.chmod(0o755)
 
     def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -85,6 +88,7 @@ def test_a_container_holds_the_ranks_and_the_question_after_them(stage: Stage) -
     stage.run("job.sh", "train", "recipe.yaml", **GPUS, **image)
     ranks, question = stage.calls("srun")
     for call in (ranks, question):
+        assert "--export=ALL" in call.split()
         assert "--container-image=/images/sama.sqsh" in call and "--container-mounts=/data:/data,/runs:/runs" in call
         assert f"--container-workdir={stage.folder}" in call
     # On the node of the batch script, beside a step that may be stuck: not in its place.
@@ -106,6 +110,7 @@ def test_a_container_sees_the_folder_of_submission_unless_told_otherwise(stage: 
         ("requeue", "137", "1", 1),
         ("stop", "0", "0", 1),  # told to stop: nothing failed, and nothing is finished either
         ("stop", "2", "0", 2),
+        ("stop", "143", "0", 1),  # of a rank that was ended because another failed
         ("", "3", "0", 3),  # whoever was asked could not say
     ],
 )
@@ -117,6 +122,50 @@ def test_the_decision_becomes_the_jobs_end(
     assert result.returncode == status
     assert ("scontrol requeue 77" in stage.calls("scontrol")) == (decision == "requeue")
     assert ("does not start the job again" in result.stderr) == (scontrol_status == "1")
+
+
+HEADER, RANK, SCRIPT = "PID JOBID STEPID LOCALID GLOBALID", "9 77 0 0 0", "8 77 batch 0 0"
+
+
+@pytest.mark.parametrize(
+    ("then", "gives_up"),
+    [
+        (f'echo "{HEADER}"; echo "{SCRIPT}"', True),  # the ranks of this node are gone, and srun waits for others
+        ("exit 1", False),  # scontrol cannot say: its configuration or the user database is out of reach
+    ],
+)
+def test_a_step_is_given_up_when_this_nodes_ranks_are_known_to_be_gone(stage: Stage, then: str, gives_up: bool) -> None:
+    # `sleep` returns at once here, so that minutes pass in a moment.
+    asked = f"grep -c listpids {stage.calls_path}"
+    stage.stand_in("scontrol", f'(($({asked}) > 2)) || {{ echo "{HEADER}"; echo "{RANK}"; exit; }}\n{then}')
+    stage.stand_in("srun", f"while (($({asked}) < 40)); do :; done")
+    result = stage.run("job.sh", "train", "recipe.yaml", **GPUS, DECISION="stop")
+    assert result.returncode == 1
+    assert ("given up" in result.stderr) == gives_up
+
+
+def test_only_the_last_line_of_the_answer_counts(stage: Stage) -> None:
+    stage.stand_in("python", 'echo "a banner"; echo requeue')
+    stage.run("job.sh", "train", "recipe.yaml", **GPUS)
+    assert "scontrol requeue 77" in stage.calls("scontrol")
+
+
+@pytest.mark.parametrize(("time", "is_told"), [("2026-11-20T13:44:30", True), ("None", False)])
+def test_a_preemption_is_told_to_whoever_decides(stage: Stage, time: str, is_told: bool) -> None:
+    stage.stand_in(
+        "scontrol", f'[[ "$1 $2 $3" != "show job 77" ]] || echo "   PreemptEligibleTime=2026 PreemptTime={time}"'
+    )
+    stage.run("job.sh", "train", "recipe.yaml", **GPUS)
+    question = next(call for call in stage.calls("python") if "job-ended" in call)
+    assert ("--preempted" in question.split()) == is_told
+
+
+def test_of_an_array_one_element_starts_again(stage: Stage) -> None:
+    # Slurm takes the plain number, which one element shares with the array, for all elements: it would kill those that
+    # run and start those again that are done.
+    array = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}
+    stage.run("job.sh", "train", "recipe.yaml", **GPUS, **array, DECISION="requeue")
+    assert "scontrol requeue 77_3" in stage.calls("scontrol")
 
 
 def test_modules_are_loaded_first(stage: Stage) -> None:
@@ -150,6 +199,26 @@ def test_ranks_check_their_nodes_before_they_train_and_nobody_else_does(stage: S
         "python -m sama_mega edit runs/x clip.mp4",
         "python -m sama_mega train recipe.yaml",
     ]
+
+
+def test_a_python_without_the_package_is_said_once_a_node(stage: Stage) -> None:
+    (stage.folder / "bare").write_text("#!/usr/bin/env bash\nexit 1\n")
+    (stage.folder / "bare").chmod(0o755)
+    for python in (stage.folder / "bare", stage.folder / "none"):
+        first, second = (
+            stage.run("entrypoint.sh", "train", "r", SAMA_MEGA_PYTHON=str(python), SLURM_LOCALID=rank) for rank in "01"
+        )
+        assert first.returncode == second.returncode == 2
+        assert f"error: gpu01: {python} cannot run sama-mega: run make install" in first.stderr
+        assert len(first.stderr.splitlines()) == 1 and second.stderr == ""
+
+
+def test_a_job_from_another_folder_is_told_what_to_do(stage: Stage) -> None:
+    result = stage.run("stage0.sh", "recipe.yaml", SLURM_SUBMIT_DIR=str(stage.folder))
+    assert result.returncode == 2
+    assert (
+        f"error: {stage.folder}/slurm has no job.sh: submit from the clone, or export SAMA_MEGA_SLURM" in result.stderr
+    )
 
 
 def test_a_rank_on_a_sick_node_does_not_train(stage: Stage) -> None:

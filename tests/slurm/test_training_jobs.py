@@ -76,7 +76,7 @@ def test_two_nodes_that_share_every_matrix_have_the_losses_of_one(
 def test_the_first_step_comes_soon(uninterrupted: TrainingJob) -> None:
     seconds = uninterrupted.lives[0].startup_seconds
     assert seconds is not None
-    names = ["launch", "health check", "Python", "imports", "manifests", "ranks meet", "model and data", "first step"]
+    names = ["launch", "health check", "Python", "imports", "ranks meet", "manifests", "model and data", "first step"]
     assert list(seconds) == names
     assert sum(seconds.values()) < MOST_START_SECONDS, seconds
 
@@ -123,7 +123,7 @@ def test_a_rank_that_dies_ends_the_step_within_seconds(cluster: LocalCluster, wo
     os.kill(pid, signal.SIGKILL)
     cluster.wait_until(lambda: not job.ranks(), 10, "the other rank to end")
     job.wait_for_life(2)
-    assert job.lives[0].reason == "killed" and "137" in job.lives[0].message
+    assert job.lives[0].reason == "killed" and "the job step ended with status" in job.lives[0].message
     assert job.lives[1].start_step == 30
 
 
@@ -140,12 +140,22 @@ def test_scancel_saves_once_and_leaves_nobody(cluster: LocalCluster, world: Path
     assert not list((job.folder / "checkpoints").glob(".*"))
 
 
+def test_a_second_job_does_not_take_over_a_run_that_trains(cluster: LocalCluster, world: Path, tmp_path: Path) -> None:
+    first = train_job(cluster, tmp_path / "run", world, 100_000)
+    first.wait_for_step(5)
+    second = train_job(cluster, tmp_path / "run", world, 100_000)
+    second.wait_for_end("FAILED")
+    assert f"job {first.id} on {first.lives[0].nodes[0]} still trains in {tmp_path}/run" in second.output
+    assert len(first.lives) == 1 and cluster.state(first.id) == "RUNNING"
+
+
 def test_what_is_wrong_with_the_input_is_said_once_and_not_tried_again(
     cluster: LocalCluster, world: Path, tmp_path: Path
 ) -> None:
     job = train_job(cluster, tmp_path / "run", world, STEPS, nodes=2, data__manifest=str(tmp_path / "none.jsonl"))
     job.wait_for_end("FAILED")
-    assert "none.jsonl" in job.output and "Traceback" not in job.output
+    assert job.output.count("none.jsonl: the manifest does not exist") == 1, "once, whatever the number of ranks"
+    assert "Traceback" not in job.output and cluster.exit_code(job.id) in (1, 2)
     assert cluster.restarts(job.id) == 0 and job.lives == []
 
 

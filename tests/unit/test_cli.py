@@ -64,7 +64,22 @@ def test_help_is_quick_and_imports_nothing_heavy(repo_root: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["train"], ["check"], ["health"], ["verify"], ["edit"], ["evaluate"], ["submit"], ["data"], ["data", "synth"]],
+    [
+        [],
+        ["train"],
+        ["check"],
+        ["health"],
+        ["verify"],
+        ["edit"],
+        ["evaluate"],
+        ["submit"],
+        ["data"],
+        ["data", "synth"],
+        ["data", "filter"],
+        ["data", "score"],
+        ["data", "stats"],
+        ["data", "preview"],
+    ],
 )
 def test_every_command_has_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(*arguments, "--help") == 0

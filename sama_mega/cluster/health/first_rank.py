@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from sama_mega.cluster.health.rank import Rank, complete, describe_rank
 from sama_mega.cluster.health.rules import HEALTHY, UNHEALTHY, exit_status, find_problems
 from sama_mega.cluster.health.world import Attendance, ClockOffset, Node, World, group_by_node
 from sama_mega.cluster.node_list import expand_nodes
+from sama_mega.cluster.occupied import occupied_by
 from sama_mega.config.errors import ConfigError
 
 _CLOCK_SECONDS = 5.0
@@ -51,8 +53,16 @@ class Outcome:
     seconds: float
 
 
-def check_as_first(rank: Rank) -> Outcome:
+def check_as_first(rank: Rank, tell: Callable[[Outcome], None]) -> int:
     """Runs the check as rank 0, alone or with all others.
+
+    Args:
+        rank: This rank.
+        tell: Called with what was found, before any other rank hears the verdict: where it is bad they end, and srun
+            then ends this rank too.
+
+    Returns:
+        The exit status of all ranks.
 
     Raises:
         MeetingError: The port cannot be had.
@@ -61,24 +71,41 @@ def check_as_first(rank: Rank) -> Outcome:
     # Before anybody can reach this rank: whoever does finds the marker in place.
     look = None if rank.recipe is None else probe_first(rank.recipe.train.run_folder)
     status = UNHEALTHY
-    try:
+    with ExitStack() as probing:
+        if look is not None:
+            probing.callback(lambda: look.tidy(keep_folder=rank.is_job and status == HEALTHY))
         port = rank.place.master_port if rank.place.world_size > 1 else None
         with Host(port, rank.key, rank.place.world_size, {"marker": look.marker if look else None}) as host:
-            world = _hear_all(host, rank, look)
-            problems = find_problems(world, rank.recipe, rank.settings)
-            bandwidth = None
-            if exit_status(problems) == HEALTHY and _wants_measurement(world, rank):
-                bandwidth, more = _measure(host, world, rank)
-                problems += more
-            status = exit_status(problems)
+            outcome = _examine(host, rank, look, started)
+            status = outcome.status
+            probing.close()
+            tell(outcome)
             host.close_door()
             for guest in host.guests:
                 host.tell(guest, {"kind": "verdict", "status": status})
-    finally:
-        if look is not None:
-            look.tidy(keep_folder=rank.is_job and status == HEALTHY)
-    findings = group_problems(problems, world.node_names)
-    return Outcome(status, tuple(findings), world, bandwidth, time.monotonic() - started)
+    return status
+
+
+def _examine(host: Host, rank: Rank, look: FirstLook | None, started: float) -> Outcome:
+    """Hears all ranks, holds the rules, and measures where all is well so far."""
+    world = _hear_all(host, rank, look)
+    problems = [*find_problems(world, rank.recipe, rank.settings), *_occupant(rank)]
+    bandwidth = None
+    if exit_status(problems) == HEALTHY and _wants_measurement(world, rank):
+        bandwidth, more = _measure(host, world, rank)
+        problems += more
+    findings = tuple(group_problems(problems, world.node_names))
+    return Outcome(exit_status(problems), findings, world, bandwidth, time.monotonic() - started)
+
+
+def _occupant(rank: Rank) -> list[Problem]:
+    """Another job that trains in the run folder: this one would take it over."""
+    if rank.recipe is None or not rank.is_job:
+        return []
+    occupied = occupied_by(rank.recipe.train.run_folder, rank.environ.get("SLURM_JOB_ID"))
+    if occupied is None:
+        return []
+    return [Problem("occupied", None, occupied, "scancel it first, or choose another train.run_folder", is_input=True)]
 
 
 def expected_tasks(environ: Mapping[str, str]) -> dict[str, int]:

@@ -90,9 +90,14 @@ def probe_other(
     found: list[bool] = []
 
     def probe() -> None:
+        there = folder.is_dir()
+        if there:
+            # Before the look: a node that has just written to a network folder asks the server what is in it.
+            _write(folder)
         if marker is not None:
             found.append(_shows(folder, marker, marker_seconds))
-        _write(folder)
+        if not there:
+            _write(folder)
 
     error = _try(folder, probe, seconds + marker_seconds)
     return _describe(folder, error, shows_marker=found[0] if found else None)

@@ -51,12 +51,15 @@ def _node_lines(world: World) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for node in world.nodes:
         kinds.setdefault(_describe_node(node), []).append(node.name)
-    return [f"nodes      {compress_nodes(names)}: {kind}" for kind, names in kinds.items()]
+    return [
+        f"nodes      {compress_nodes(names)}:{' each' if len(names) > 1 else ''} {kind}"
+        for kind, names in kinds.items()
+    ]
 
 
 def _describe_node(node: Node) -> str:
     ranks = f"{node.num_ranks} rank{'s' if node.num_ranks > 1 else ''}"
-    cpus = f" with {node.machine.cpus} CPU{'s' if node.machine.cpus > 1 else ''}" if node.machine else ""
+    cpus = f", {node.machine.cpus} CPU{'s' if node.machine.cpus > 1 else ''}" if node.machine else ""
     return f"{ranks}{cpus}, {_describe_gpus(node)}"
 
 
@@ -75,7 +78,7 @@ def _folder_lines(world: World) -> Iterable[str]:
     folders = [node.folder for node in world.nodes if node.folder is not None]
     if folders:
         free = [folder.free_gib for folder in folders if folder.free_gib is not None]
-        space = f"{min(free):.3g} GiB free" if free else "no answer"
+        space = f"{min(free):.3g} GiB free" if free else "cannot be used"
         shared = len(folders) > 1 and all(folder.shows_marker for folder in folders)
         yield f"run folder {folders[0].path}: {space}{', the same on all nodes' if shared else ''}"
 
@@ -90,7 +93,8 @@ def _software_lines(world: World) -> Iterable[str]:
     first = world.nodes[0]
     if first.software is not None:
         known = [f"{name} {found}" for name in _SHOWN_PACKAGES if (found := first.software.versions.get(name))]
-        yield f"software   {', '.join([f'Python {first.reports[0].python}', *known])}, code {_digest(first)}"
+        known = [f"Python {first.reports[0].python}", *known, f"digest of the code {_digest(first)}"]
+        yield f"software   {', '.join(known)}"
 
 
 def _bandwidth_lines(outcome: Outcome) -> Iterable[str]:

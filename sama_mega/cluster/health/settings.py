@@ -27,7 +27,7 @@ class Settings:
         min_all_reduce: Bus bandwidth of an all-reduce in GB/s; None: it is measured on GPUs and not judged.
     """
 
-    timeout_seconds: float = 120.0
+    timeout_seconds: float = 600.0
     min_free_disk_gib: float = 1.0
     min_free_gpu_memory_share: float = 0.9
     max_clock_skew_seconds: float = 2.0

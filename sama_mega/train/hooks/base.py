@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from sama_mega.config.schema import Recipe
 from sama_mega.train.report import StepReport
+from sama_mega.train.run_end import RunEnd
 from sama_mega.train.run_folder import RunFolder
-
-EndReason = Literal["finished", "stopped", "interrupted", "superseded", "refused", "failed"]
-"""`stopped`: told to by a signal, everything saved. `superseded`: a newer life of the run has begun. `refused`: what
-the user gave (data, a disk) is at fault, and would be again. `failed`: all else; another start may fare better."""
-
-
-@dataclass(frozen=True)
-class RunEnd:
-    """How a run ended.
-
-    Attributes:
-        reason: The kind of end.
-        message: Why, in one line; empty when it finished.
-    """
-
-    reason: EndReason
-    message: str = ""
 
 
 class Run(Protocol):

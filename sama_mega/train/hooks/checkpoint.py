@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.checkpoint_saver import CheckpointSaver
-from sama_mega.train.hooks.base import Hook, Run, RunEnd
+from sama_mega.train.hooks.base import Hook, Run
 from sama_mega.train.report import StepReport
+from sama_mega.train.run_end import RunEnd
 from sama_mega.train.state import TrainState
 
 
@@ -51,7 +52,7 @@ class CheckpointHook(Hook):
         self._saved_step = self._state.step
 
     def raise_failure(self) -> None:
-        """Raises CheckpointError on the ranks that know of a failed save."""
+        """Raises the failure on the ranks that know of a failed save."""
         if self._saver is not None:
             self._saver.raise_failure()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sama_mega.train.hooks.base import Hook, Run, RunEnd
+from sama_mega.train.hooks.base import Hook, Run
 from sama_mega.train.lives import LifeFile
 from sama_mega.train.report import StepReport
+from sama_mega.train.run_end import RunEnd
 from sama_mega.train.startup import StartupClock
 
 

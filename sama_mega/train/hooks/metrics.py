@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 
 from sama_mega.observe.metrics import MetricsFile
-from sama_mega.train.hooks.base import Hook, Run, RunEnd
+from sama_mega.train.hooks.base import Hook, Run
 from sama_mega.train.report import StepReport
+from sama_mega.train.run_end import RunEnd
 
 _log = logging.getLogger(__name__)
 

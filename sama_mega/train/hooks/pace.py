@@ -10,14 +10,17 @@ from dataclasses import asdict
 from sama_mega.parallel.collectives import gather_objects_on_first
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.hooks.base import Hook, Run
-from sama_mega.train.pace import Pace, describe_pace
+from sama_mega.train.pace import Pace, describe_pace, how_far_behind
 from sama_mega.train.report import StepReport
+
+WORTH_A_WORD = 0.05
+"""How far behind the middle of all ranks the slowest must be, as a share, to be named."""
 
 _log = logging.getLogger(__name__)
 
 
 class PaceHook(Hook):
-    """Every `train.pace_every` steps, logs the slowest rank and appends all ranks' times to `pace.jsonl`.
+    """Every `train.pace_every` steps, names a rank that lags and appends all ranks' times to `pace.jsonl`.
 
     Args:
         pace: This rank's time.
@@ -39,7 +42,8 @@ class PaceHook(Hook):
         ranks = gather_objects_on_first(mine, self._context.host_world_group)
         if ranks is None:
             return
-        _log.info("%s", describe_pace(ranks, steps))
+        if how_far_behind(ranks) >= WORTH_A_WORD:
+            _log.info("%s", describe_pace(ranks, steps))
         row = {"step": report.step, "ranks": [asdict(pace) for pace in ranks]}
         try:
             with run.folder.pace_path.open("a", encoding="utf-8") as file:

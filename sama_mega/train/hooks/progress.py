@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from sama_mega.observe.progress import RunProgress, stderr_is_terminal
-from sama_mega.train.hooks.base import Hook, Run, RunEnd
+from sama_mega.train.hooks.base import Hook, Run
 from sama_mega.train.report import StepReport
+from sama_mega.train.run_end import RunEnd
 
 
 class ProgressHook(Hook):

@@ -15,8 +15,9 @@ from sama_mega.observe.tracker import (
     resolve_tracking_uri,
     without_password,
 )
-from sama_mega.train.hooks.base import EndReason, Hook, Run, RunEnd
+from sama_mega.train.hooks.base import Hook, Run
 from sama_mega.train.report import StepReport
+from sama_mega.train.run_end import EndReason, RunEnd
 
 _STATUS: dict[EndReason, TrackerStatus] = {
     "finished": "FINISHED",

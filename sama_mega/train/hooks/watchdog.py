@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sama_mega.parallel.runtime import ParallelContext
-from sama_mega.train.hooks.base import Hook, Run, RunEnd
+from sama_mega.train.hooks.base import Hook, Run
 from sama_mega.train.report import StepReport
+from sama_mega.train.run_end import RunEnd
 from sama_mega.train.watchdog import Watchdog
 
 

@@ -29,9 +29,11 @@ def life(number: int = 1, start_step: int = 0, reason: str = "failed", **values:
     return LifeRecord(life=number, start_step=start_step, reason=reason, **{**known, **values})
 
 
-def decide(*lives: LifeRecord, newest_step: int = 0, restarts: int | None = None, **limit: int) -> Verdict:
+def decide(
+    *lives: LifeRecord, newest_step: int = 0, restarts: int | None = None, status: int = 1, **limit: int
+) -> Verdict:
     started = lives[-1].restarts if restarts is None else restarts
-    return judge(lives, newest_step, JOB, started, 1, **limit)
+    return judge(lives, newest_step, JOB, started, status, **limit)
 
 
 # --- by the reason --------------------------------------------------------------------------------
@@ -55,16 +57,35 @@ def test_what_would_end_the_same_way_does_not(reason: str, message: str) -> None
     assert verdict.message.startswith(f"life 1 ended at step 5: {reason}, {message}; it is not started again")
 
 
+def test_a_preempted_job_starts_again_whatever_signal_said_so() -> None:
+    stopped = life(reason="stopped", message="told to stop by SIGTERM")
+    assert judge([stopped], 4, JOB, 0, 0, preempted=True).decision == "requeue"
+    refused = life(reason="refused", message="the disk is full")
+    assert judge([refused], 4, JOB, 0, 2, preempted=True).decision == "stop"
+    # Before the run began there was nobody to listen: the signal ended the ranks.
+    assert judge([], 0, JOB, 0, 143, preempted=True).decision == "requeue"
+
+
 @pytest.mark.parametrize("lives", [[], [life(job="78")], [life(job=None)]])
 def test_a_job_without_a_life_stops(lives: list[LifeRecord]) -> None:
     verdict = judge(lives, 0, JOB, 0, 2)
     assert verdict.decision == "stop" and "the run did not begin (status 2)" in verdict.message
 
 
-def test_a_life_of_an_earlier_start_says_nothing_of_this_one() -> None:
-    """It had begun; this start was refused before it had a life of its own."""
-    verdict = decide(life(reason="failed"), newest_step=4, restarts=1)
-    assert verdict.decision == "stop" and "the run did not begin" in verdict.message
+@pytest.mark.parametrize(
+    ("restarts", "status", "decision"),
+    [
+        (1, 143, "requeue"),  # a node that is sick now, a rank that was killed while it loaded
+        (2, 1, "requeue"),
+        (3, 1, "stop"),  # three in a row
+        (1, 2, "stop"),  # the recipe was edited meanwhile: nobody but a person can help
+    ],
+)
+def test_a_later_start_that_does_not_get_as_far_as_a_life_is_tried_again(
+    restarts: int, status: int, decision: str
+) -> None:
+    verdict = decide(life(reason="failed", start_step=0), newest_step=4, restarts=restarts, status=status)
+    assert verdict.decision == decision and "the run did not begin" in verdict.message
 
 
 # --- by the progress ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from sama_mega.cluster.health.guest import Guest
 from sama_mega.commands import health
 from sama_mega.config.errors import ConfigError
 
@@ -98,6 +99,26 @@ def run_ranks(*arguments: str, ranks: Sequence[Mapping[str, str]] = ({}, {}), **
     return end(started)
 
 
+def test_what_is_wrong_is_told_before_the_others_end(place: Path) -> None:
+    """They end at a bad verdict, and srun then ends rank 0 too: it may have said nothing more by then."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+    first = start_rank(0, 2, port, SAMA_MEGA_HEALTH_TIMEOUT_SECONDS="2")
+    try:
+        # A rank that came and hangs before it can report.
+        hello = {"key": "job 4711 step 0 restart 0 of 2 ranks", "rank": 1, "node": "node2"}
+        with Guest("localhost", port, hello, TIMEOUT_SECONDS) as guest:
+            kinds = [guest.receive(TIMEOUT_SECONDS)["kind"] for _ in range(2)]
+            first.kill()
+        _, err = first.communicate(timeout=TIMEOUT_SECONDS)
+    finally:
+        first.kill()
+        first.wait()
+    assert kinds == ["welcome", "verdict"]
+    assert "node2: rank 1 came but did not report within 2 s" in err
+    assert not list(place.rglob(".health-marker-*"))
+
+
 def test_alone_on_a_workstation(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = time.perf_counter()
     assert health.run(RECIPE, [], as_json=True) == 0
@@ -145,7 +166,7 @@ def test_two_healthy_ranks(place: Path) -> None:
     assert (first.status, other.status) == (0, 0), first.err + other.err
     assert (other.out, other.err, first.err) == ("", "", "")
     lines = first.out.splitlines()
-    assert lines[0].startswith("nodes      node[1-2]: 1 rank with ")
+    assert lines[0].startswith("nodes      node[1-2]: each 1 rank, ")
     assert lines[1].startswith(f"run folder {place}/runs/demo_stage0: ") and lines[1].endswith("the same on all nodes")
     assert lines[2].startswith("clocks     at most 0.0") and lines[4].startswith("healthy    after ")
     report = json.loads(lines[-1])

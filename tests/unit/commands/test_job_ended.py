@@ -54,6 +54,18 @@ def job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Job:
     return Job(tmp_path, capsys)
 
 
+def test_a_preemption_is_told_on_the_command_line(
+    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    job.live().end("stopped", "told to stop by SIGTERM")
+    recipe, overrides = job.arguments
+    for options, decision in ([], "stop"), (["--preempted"], "requeue"):
+        assert call_main("job-ended", "--status", "0", *options, recipe, *overrides) == 0
+        assert capsys.readouterr().out == f"{decision}\n"
+
+
 def test_a_finished_run_is_done(job: Job) -> None:
     job.live().end("finished")
     job.save(10)

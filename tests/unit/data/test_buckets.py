@@ -44,6 +44,10 @@ def test_distance_is_of_the_logarithm_of_the_ratio():
 
 def test_of_equals_the_first_wins():
     assert choose_bucket(10, 10, [(64, 64), (32, 32)]) == (64, 64)
+    # As far to either side: no rounding may decide, which another machine does otherwise.
+    for wide, tall in [((896, 448), (448, 896)), ((672, 608), (608, 672)), ((300, 100), (100, 300))]:
+        assert choose_bucket(77, 77, [wide, tall]) == wide
+        assert choose_bucket(77, 77, [tall, wide]) == tall
 
 
 def test_no_bucket():

@@ -1,8 +1,6 @@
-"""Order, dealing and stand-ins: pure functions that no number of ranks and no starting point can change."""
+"""Order and stand-ins: pure functions that no number of ranks and no starting point can change."""
 
 from __future__ import annotations
-
-from itertools import product
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from sama_data.errors import DataError
 from sama_data.order import (
     RANDOM_ATTEMPTS,
     EpochOrder,
-    deal,
     epoch_permutation,
     hash_key,
     replacement_index,
@@ -77,51 +74,6 @@ def test_an_order_that_is_kept_draws_like_a_new_one():
 def test_nothing_to_draw_from():
     with pytest.raises(DataError, match="no samples"):
         step_draws(0, 1, 0, 0, 0)
-
-
-@given(st.lists(st.floats(0.0, 1e6), max_size=60), st.integers(1, 70))
-def test_a_deal_gives_every_slot_to_one_rank(costs, num_ranks):
-    dealt = deal(costs, num_ranks)
-    assert len(dealt) == num_ranks
-    assert sorted(slot for slots in dealt for slot in slots) == list(range(len(costs)))
-    assert all(slots == sorted(slots) for slots in dealt)
-    assert dealt == deal(list(costs), num_ranks)
-
-
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(1, 16))
-def test_a_deal_is_balanced(costs, num_ranks):
-    loads = [sum(costs[slot] for slot in slots) for slots in deal(costs, num_ranks)]
-    assert max(loads) - min(loads) <= max(costs)
-
-
-@settings(max_examples=50)
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(2, 3))
-def test_a_deal_is_near_the_best_possible(costs, num_ranks):
-    def longest(ranks: tuple[int, ...]) -> int:
-        loads = [0] * num_ranks
-        for cost, rank in zip(costs, ranks, strict=True):
-            loads[rank] += cost
-        return max(loads)
-
-    best = min(longest(ranks) for ranks in product(range(num_ranks), repeat=len(costs)))
-    dealt = max(sum(costs[slot] for slot in slots) for slots in deal(costs, num_ranks))
-    # Graham's bound for longest processing time first.
-    assert 3 * num_ranks * dealt <= (4 * num_ranks - 1) * best
-
-
-@pytest.mark.parametrize(("num_ranks", "at_least"), [(2, 4), (4, 2), (3, 3), (8, 1), (10, 1)])
-def test_every_rank_gets_the_least_it_needs(num_ranks, at_least):
-    """By cost alone the two dear slots would leave their ranks with one or two."""
-    costs = [1000.0, 900.0] + [1.0] * 8
-    dealt = deal(costs, num_ranks, at_least)
-    assert sorted(slot for slots in dealt for slot in slots) == list(range(len(costs)))
-    assert min(map(len, dealt)) >= at_least
-    assert deal(costs, num_ranks, 0) == deal(costs, num_ranks)
-
-
-def test_equal_slots_are_dealt_evenly():
-    assert [len(slots) for slots in deal([1.0] * 12, 4)] == [3, 3, 3, 3]
-    assert [len(slots) for slots in deal([0.0] * 12, 4)] == [3, 3, 3, 3]
 
 
 @settings(max_examples=30)

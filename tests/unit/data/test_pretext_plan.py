@@ -14,7 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sama_data.pretext import PROMPT_TOKENS, Motion, PretextPlan, identity_plan, plan_for, plan_pretext
+from sama_data.pretext import (
+    PROMPT_TOKENS,
+    Motion,
+    PretextPlan,
+    identity_plan,
+    plan_for,
+    plan_pretext,
+    plan_source_frames,
+)
 from sama_data.rows import Row
 
 CUBE = Motion(none=0, cube=1, speed=0, tube=0)
@@ -211,3 +219,16 @@ def test_a_raw_clip_gets_its_own_plan_of_its_epoch():
     plans = [plan_for(row, 17, 48, 64, TUBE, 3, epoch) for epoch in range(8)]
     assert plans == [plan_pretext(TUBE, 3, "name", epoch, 17, 48, 64) for epoch in range(8)]
     assert len(set(plans)) > 1
+
+
+@given(
+    st.integers(0, 40).map(lambda k: 4 * k + 1),
+    st.integers(0, 2**40),
+    st.integers(0, 9),
+    st.booleans(),
+    st.sampled_from([0.0, 1.0, 50.0]),
+)
+def test_the_sources_length_is_known_without_the_plan(num_frames, seed, epoch, keep_length, speed):
+    motion = Motion(speed=speed, keep_length=keep_length)
+    given_clip = (motion, seed, "clip", epoch, num_frames, 32, 48)
+    assert plan_source_frames(*given_clip) == len(plan_pretext(*given_clip).frame_indices)

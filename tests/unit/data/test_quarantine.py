@@ -12,6 +12,7 @@ import pytest
 
 from sama_data.errors import ClipError, DataError
 from sama_data.health import MIN_TRIED, Health
+from sama_data.media import Media
 from sama_data.quarantine import Quarantine
 from sama_data.rows import Row
 
@@ -101,7 +102,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def row(index: int, kind: str = "video") -> Row:
-    return Row(index, f"clip{index}", kind, None, Path(f"{index}.mp4"), "text")
+    return Row(index, f"clip{index}", kind, None, Media(f"{index}.mp4"), "text")
 
 
 def make_health(tmp_path: Path, share: float, videos: int = 100, images: int = 3) -> Health:
@@ -110,7 +111,7 @@ def make_health(tmp_path: Path, share: float, videos: int = 100, images: int = 3
 
 
 def spoil(health: Health, spoiled: Row) -> None:
-    health.record_bad(spoiled, ClipError(spoiled.target, "is empty"), 7)
+    health.record_bad(spoiled, ClipError(spoiled.target.name, "is empty"), 7)
 
 
 def test_too_large_a_share_stops_the_run_but_not_before_enough_were_tried(tmp_path):

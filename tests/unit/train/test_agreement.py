@@ -82,6 +82,7 @@ class World:
             # A device that holds no numbers: the check must do without.
             context = SimpleNamespace(
                 world_size=2,
+                rank=rank,
                 device=torch.device("meta"),
                 layout=layout,
                 data_rank=self.data_ranks[rank],
@@ -180,7 +181,7 @@ def test_a_request_that_one_rank_hears_stops_both_before_the_same_step(
 
 
 def test_a_request_before_the_first_step_takes_none() -> None:
-    context: Any = SimpleNamespace(world_size=1, layout=SimpleNamespace(interleave=1))
+    context: Any = SimpleNamespace(world_size=1, rank=0, layout=SimpleNamespace(interleave=1))
     stop = StopRequest()
     stop.request(signal.SIGTERM)
     with pytest.raises(RunStopped, match="SIGTERM"):
@@ -213,7 +214,7 @@ def test_a_rank_that_cannot_read_stops_the_other(
 def test_one_rank_alone_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement.dist, "all_reduce", lambda *_, **__: pytest.fail("nobody to ask"))
     monkeypatch.setattr(agreement, "gather_objects", lambda *_: pytest.fail("nobody to ask"))
-    context: Any = SimpleNamespace(world_size=1, layout=SimpleNamespace(interleave=1))
+    context: Any = SimpleNamespace(world_size=1, rank=0, layout=SimpleNamespace(interleave=1))
     batches = [step_of((0, 1, 0)), step_of((0, 2, 0))]
     assert list(agreeing_batches(iter(batches), context, StopRequest())) == batches
     with pytest.raises(DataError, match="all bad"):
@@ -221,7 +222,7 @@ def test_one_rank_alone_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_errors_are_not_taken_for_bad_data() -> None:
-    context: Any = SimpleNamespace(world_size=1, layout=SimpleNamespace(interleave=1))
+    context: Any = SimpleNamespace(world_size=1, rank=0, layout=SimpleNamespace(interleave=1))
     with pytest.raises(ZeroDivisionError):
         list(agreeing_batches(failing_after([], ZeroDivisionError()), context, StopRequest()))
 
@@ -235,7 +236,7 @@ def test_a_batch_is_read_only_when_it_is_asked_for() -> None:
             read.append(step)
             yield step_of((0, step, 0), step=step)
 
-    context: Any = SimpleNamespace(world_size=1, layout=SimpleNamespace(interleave=1))
+    context: Any = SimpleNamespace(world_size=1, rank=0, layout=SimpleNamespace(interleave=1))
     assert next(agreeing_batches(batches(), context, StopRequest())).step == 0
     assert read == [0]
 

@@ -21,7 +21,8 @@ from sama_mega.encoders.feature_cache import CacheFolder, Content, FeatureCache,
 from sama_mega.train import cache_features
 from sama_mega.train.cache_features import CacheReport, FeatureCacher
 from sama_mega.train.encode import FrameEncoders, is_unperturbed
-from sama_mega.train.run import loader_settings, open_dataset
+from sama_mega.train.loader_settings import loader_settings
+from sama_mega.train.run import open_dataset
 from tests.support.tiny_recipe import tiny_recipe, tiny_world
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ import pytest
 
 from sama_mega.config.errors import CheckpointError
 from sama_mega.train.hooks import checkpoint as module
-from sama_mega.train.hooks.base import RunEnd
 from sama_mega.train.hooks.checkpoint import CheckpointHook
+from sama_mega.train.run_end import RunEnd
 
 EVERY, STEPS = 4, 10
 

@@ -141,7 +141,7 @@ def test_a_kill_during_a_save_costs_that_save_alone(
 
     with monkeypatch.context() as patched:
         patched.setattr(write, moment, killed)
-        with pytest.raises(CheckpointError, match="was not saved: Killed"):
+        with pytest.raises(RuntimeError, match="was not saved: Killed"):
             saver.save(5)
     leftovers = [name for name in saver.names() if name != good.name]
     assert len(leftovers) == (0 if moment == "_prepare" else 1)

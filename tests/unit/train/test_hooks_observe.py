@@ -14,11 +14,12 @@ import pytest
 from sama_mega.config.schema import ModelRecipe, Recipe, TrackRecipe, TrainRecipe
 from sama_mega.observe.progress import PROGRESS_LOGGER
 from sama_mega.train.hooks import tracker as tracker_module
-from sama_mega.train.hooks.base import Hook, RunEnd
+from sama_mega.train.hooks.base import Hook
 from sama_mega.train.hooks.metrics import MetricsHook
 from sama_mega.train.hooks.progress import ProgressHook
 from sama_mega.train.hooks.tracker import TrackerHook, tracked_metrics
 from sama_mega.train.report import StepReport
+from sama_mega.train.run_end import RunEnd
 from sama_mega.train.run_folder import RunFolder
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sama_mega.train.hooks.base import EndReason, RunEnd
 from sama_mega.train.hooks.life import LifeHook
 from sama_mega.train.lives import LifeFile, LifeRecord, read_lives
+from sama_mega.train.run_end import EndReason, RunEnd
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.startup import StartupClock
 

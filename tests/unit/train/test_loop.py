@@ -12,9 +12,10 @@ import pytest
 
 from sama_data.errors import DataError
 from sama_mega.config.errors import CheckpointError, ConfigError, UserError
-from sama_mega.train.hooks.base import Hook, RunEnd
+from sama_mega.train.hooks.base import Hook
 from sama_mega.train.lives import SupersededError
 from sama_mega.train.loop import Loop, Run, TrainingStalledError
+from sama_mega.train.run_end import RunEnd
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.stop import RunStopped
 from tests.support.tiny_recipe import tiny_recipe
@@ -131,10 +132,16 @@ def test_a_save_that_fails_at_the_stop_fails_the_run(tmp_path: Path) -> None:
     [
         (ConfigError("no\n  such manifest"), RunEnd("refused", "no such manifest")),
         (UserError("the disk is full"), RunEnd("refused", "the disk is full")),
+        # One node lost touch with its storage: another may not have.
+        (UserError("no save: Stale file handle"), RunEnd("failed", "UserError: no save: Stale file handle")),
         (DataError("all clips are bad"), RunEnd("refused", "all clips are bad")),
         (SupersededError("life 2 has begun"), RunEnd("superseded", "life 2 has begun")),
         (KeyboardInterrupt(), RunEnd("interrupted", "by the keyboard")),
-        (RuntimeError("Connection closed\nby peer"), RunEnd("failed", "RuntimeError: Connection closed by peer")),
+        (RuntimeError("CUDA out\nof memory"), RunEnd("failed", "RuntimeError: CUDA out of memory")),
+        (
+            RuntimeError("[pair.cc:553] Connection closed by peer [10.0.0.1]"),
+            RunEnd("failed", "lost touch with another rank, which has ended"),
+        ),
         (MemoryError(), RunEnd("failed", "MemoryError: ")),
         (SystemExit(3), RunEnd("failed", "SystemExit: 3")),
     ],

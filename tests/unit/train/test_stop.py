@@ -10,9 +10,10 @@ from types import FrameType
 
 import pytest
 
-from sama_mega.train.stop import STOP_SIGNALS, RunStopped, StopRequest
+from sama_mega.train.stop import RunStopped, StopRequest
 from tests.support.tiny_recipe import wait_until
 
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 PATIENCE_SECONDS = 10.0
 
 
@@ -24,7 +25,7 @@ def heard_outside() -> Iterator[list[int]]:
     def listen(number: int, frame: FrameType | None) -> None:
         heard.append(number)
 
-    before = {number: signal.signal(number, listen) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, listen) for number in SIGNALS}
     yield heard
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -62,17 +63,17 @@ def test_the_first_signal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_who_listened_before_listens_again(fails: bool, heard_outside: list[int]) -> None:
-    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    before = [signal.getsignal(number) for number in SIGNALS]
     stop = StopRequest()
     try:
         with stop:
-            assert all(signal.getsignal(number) not in before for number in STOP_SIGNALS)
+            assert all(signal.getsignal(number) not in before for number in SIGNALS)
             if fails:
                 raise ZeroDivisionError
     except ZeroDivisionError:
         pass
-    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
-    for number in STOP_SIGNALS:
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    for number in SIGNALS:
         send(number, lambda expected=number: expected in heard_outside)  # type: ignore[misc]
     assert stop.pending == 0
 
@@ -86,7 +87,7 @@ def test_an_ignored_signal_is_ignored_again() -> None:
 
 
 def test_outside_the_main_thread_nothing_is_touched(heard_outside: list[int]) -> None:
-    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    before = [signal.getsignal(number) for number in SIGNALS]
     entered, may_leave, failures = threading.Event(), threading.Event(), list[BaseException]()
     stop = StopRequest()
 
@@ -102,7 +103,7 @@ def test_outside_the_main_thread_nothing_is_touched(heard_outside: list[int]) ->
     thread = threading.Thread(target=work)
     thread.start()
     assert entered.wait(PATIENCE_SECONDS)
-    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
     send(signal.SIGUSR1, lambda: heard_outside == [signal.SIGUSR1])
     stop.request(signal.SIGTERM)
     may_leave.set()

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from sama_mega.train import watchdog as module
-from sama_mega.train.hooks.base import RunEnd
 from sama_mega.train.hooks.watchdog import WatchdogHook
+from sama_mega.train.run_end import RunEnd
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.watchdog import GRACE_SECONDS, HUNG_STATUS, Watchdog
 from tests.support.tiny_recipe import REPOSITORY, wait_until

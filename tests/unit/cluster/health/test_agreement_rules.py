@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sama_mega.cluster.health.agreement_rules import find_reference
 from tests.support.health_reports import node_reports, software, status, three_nodes, told, two_nodes, world_of
 
 
@@ -22,6 +23,11 @@ def test_the_majority_is_right() -> None:
     )
     (line,) = told(world)
     assert line.startswith("error: node1: torch is 2.12.0, on node2 it is 2.13.0;")
+
+
+def test_two_of_four_are_no_majority() -> None:
+    assert find_reference({"node1": "a", "node2": "b", "node3": "b", "node4": "c"}) == "node1"
+    assert find_reference({"node1": "a", "node2": "b", "node3": "b"}) == "node2"
 
 
 def test_a_package_that_one_node_lacks_or_has_alone() -> None:

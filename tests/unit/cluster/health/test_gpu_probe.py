@@ -80,8 +80,9 @@ def test_a_program_that_cannot_run(tmp_path: Path) -> None:
 
 def test_a_driver_that_hangs(tmp_path: Path) -> None:
     start = time.monotonic()
-    facts = probe_gpus(smi(tmp_path, "exec sleep 60"), seconds=0.2)
-    assert facts.error == "nvidia-smi did not answer within 0.2 s"
+    facts = probe_gpus(smi(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 60"), seconds=1.0)
+    assert facts.error == "nvidia-smi did not answer within 1 s"
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
     assert time.monotonic() - start < 5
 
 
@@ -135,6 +136,7 @@ def test_hardware_errors_in_the_kernels_log() -> None:
         "Xid (PCI:0000:3b:00): 79, pid=2, GPU has fallen off the bus.",
         "Xid (PCI:0000:86:00): 48, An uncorrectable double bit error",
     )
+    assert hardware_errors([log[2], log[4], log[3]])[-1].endswith("pid=2, GPU has fallen off the bus.")
     assert len(hardware_errors(f"NVRM: Xid (PCI:{bus}): 79, gone" for bus in range(9))) == 4
 
 

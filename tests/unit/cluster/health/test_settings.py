@@ -9,7 +9,7 @@ from sama_mega.config.errors import ConfigError
 
 
 def test_defaults() -> None:
-    assert read_settings({}) == Settings(120.0, 1.0, 0.9, 2.0, None)
+    assert read_settings({}) == Settings(600.0, 1.0, 0.9, 2.0, None)
     assert read_settings({"SAMA_MEGA_MIN_FREE_DISK_GIB": ""}) == Settings()
 
 
