@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ HEADER_FILE = "cache.json"
 INDEX_FILE = "index.safetensors"
 SUFFIX = ".safetensors"
 _SHARDS, _PARTIAL = "shards", "partial"
+_ABANDONED_SECONDS = 3600.0
 _OWN_NAMES = {HEADER_FILE, INDEX_FILE, _SHARDS, _PARTIAL}
 
 
@@ -115,9 +118,12 @@ class CacheFolder:
             raise self._unwritable("--out", error) from error
 
     def remove_drafts(self) -> None:
-        """Removes what killed processes left; only when nobody writes any more."""
+        """Removes what killed processes left: what nobody has written to for an hour."""
         for draft in self._partial.glob("*"):
-            draft.unlink(missing_ok=True)
+            # Another process may be finishing at this moment: its drafts are seconds old.
+            with suppress(FileNotFoundError):
+                if time.time() - draft.stat().st_mtime > _ABANDONED_SECONDS:
+                    draft.unlink()
 
     def _draft(self, name: str) -> Path:
         return self._partial / f"{name}.{uuid.uuid4().hex}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -113,6 +114,10 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_what_the_dead_left_is_removed(tmp_path: Path) -> None:
     folder = write_cache(tmp_path, {"a": [("latents", frames(0), random_feature(0, 3))]})
-    (tmp_path / "partial" / "b.safetensors.node.77").write_text("half")
+    old, new = (tmp_path / "partial" / f"{name}.safetensors.77" for name in "bc")
+    for draft, age_seconds in ((old, 4000), (new, 3000)):
+        draft.write_text("half")
+        os.utime(draft, (time.time() - age_seconds,) * 2)
     folder.remove_drafts()
-    assert os.listdir(tmp_path / "partial") == [] and folder.shard_names() == ["a.safetensors"]
+    # The newer one may be another process's that is about to end.
+    assert os.listdir(tmp_path / "partial") == [new.name] and folder.shard_names() == ["a.safetensors"]
