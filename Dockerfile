@@ -14,7 +14,7 @@ WORKDIR /opt/sama-mega
 COPY . .
 # Transformer Engine compiles against the torch above (it must not fetch another): 84 s on 16 cores.
 ENV NVTE_WITH_NCCL_EP=0 NVTE_CUDA_ARCHS=90 NVTE_FRAMEWORK=pytorch CPATH=$VIRTUAL_ENV/include
-RUN pip install --no-cache-dir --no-build-isolation ".[dali,gpu]"
+RUN pip install --no-cache-dir --no-build-isolation ".[dali,encoders,gpu]"
 
 WORKDIR /workspace
 ENTRYPOINT ["sama-mega"]

@@ -527,6 +527,22 @@ def data_preview(
     raise typer.Exit(command.run(subject, overrides or [], out, num_samples=samples, seed=seed, as_json=as_json))
 
 
+@data_app.command("cache")
+def data_cache(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The cache, made or gone on with.")],
+    overrides: OverridesArgument = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode a recipe's samples once: latents, semantic features and prompts, for training with data.cache=DIR.
+
+    One process alone, or many (torchrun, srun), each on its own share; goes on where an earlier life ended.
+    """
+    from sama_mega.commands import data_cache as command
+
+    raise typer.Exit(command.run(recipe, overrides or [], out=out, as_json=as_json))
+
+
 def _is_user_error(error: Exception) -> bool:
     """Whether the user's input is to blame; a class whose module nobody imported cannot have been raised."""
     classes = [getattr(sys.modules[module], name) for module, name in USER_ERRORS if module in sys.modules]

@@ -5,7 +5,7 @@ Training, its samples, `edit` and the suites all ask here, so that a model is sp
 
 from __future__ import annotations
 
-from sama_data.pretext import PretextPlan
+from sama_data.pretext import PROMPT_TOKENS, TASKS, MotionSettings, PretextPlan
 from sama_data.rows import Kind, Row
 
 EDIT_PREFIXES: dict[Kind, str] = {"image": "[Image edit]", "video": "[Video edit]"}
@@ -26,6 +26,16 @@ def make_prompt(row: Row, plan: PretextPlan) -> tuple[str, str]:
     if row.is_edit:
         return edit_prompt(row.kind, row.text), EDIT_PREFIXES[row.kind]
     return pretext_prompt(plan, row.text), plan.prompt_token
+
+
+def row_prompts(row: Row, motion: MotionSettings) -> list[str]:
+    """Returns every prompt that training may make of a row, those that are left when the text is dropped included."""
+    if row.is_edit:
+        return [edit_prompt(row.kind, row.text), EDIT_PREFIXES[row.kind]]
+    # "none" is drawn too where the others can change nothing.
+    drawn = [task for task in TASKS if task == "none" or (row.kind == "video" and getattr(motion, task) > 0)]
+    tokens = [PROMPT_TOKENS[task] for task in drawn]
+    return [*(_join(token, row.text) for token in tokens), *tokens]
 
 
 def _join(prefix: str, text: str) -> str:

@@ -186,6 +186,9 @@ def _other_findings(recipe: Recipe, layout: Layout) -> list[Finding]:
     if start is not None and not start.exists():
         findings.append(_stop("checkpoint.init_from", f"checkpoint.init_from ({start}): no such checkpoint"))
     findings += _weights_findings(recipe.encoders)
+    cache = recipe.data.cache
+    if cache is not None and not cache.is_dir():
+        findings.append(_stop("data.cache", f"data.cache ({cache}): no such cache"))
     if start is None and recipe.train.stage == 1:
         text = "checkpoint.init_from is null: stage 1 starts from random weights"
         findings.append(Finding("checkpoint.init_from", text))

@@ -176,6 +176,7 @@ class DataRecipe(Section):
     text_dropout: Share = 0.1
     max_bad_share: Share = 0.5
     decoded_cache_mib: NonNegativeInt = 0
+    cache: RecipePath | None = None
 
     @model_validator(mode="after")
     def _check_samples(self) -> DataRecipe:

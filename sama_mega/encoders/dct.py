@@ -12,10 +12,13 @@ The channel statistics below were measured once on 256 clips of the synthetic wo
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import torch
 from torch import Tensor
+
+from sama_mega.encoders.interface import Identity, arithmetic
 
 # (colour axis, frequency in time, height, width) of the 16 channels, in order.
 COEFFICIENTS: tuple[tuple[int, int, int, int], ...] = (
@@ -148,6 +151,12 @@ class DctCodec:
         # The first latent holds one frame four times: their mean is that frame.
         first = pixels[:, :, :4].mean(dim=2, keepdim=True)
         return torch.cat([first, pixels[:, :, 4:]], dim=2).clamp(-1, 1)
+
+    def identity(self) -> Identity:
+        """Coefficients and scales."""
+        made_of = (COEFFICIENTS, BLOCK, COLOUR_AXES, CHANNEL_MEAN, CHANNEL_STD, _WHITENING_EXPONENT)
+        constants = hashlib.blake2b(repr(made_of).encode(), digest_size=16).hexdigest()
+        return {"encoder": "dct", "constants": constants, "arithmetic": arithmetic()}
 
 
 def whitening_scale(std: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sama_mega.encoders.interface import Identity
 from sama_mega.parallel.transfer import to_device
 
 _WORD = re.compile(r"[a-z0-9]+")
@@ -59,6 +60,10 @@ class HashTextEncoder:
                 row[place] = self._embed(word, place, before)
                 before = word
         return to_device(out, self._device)
+
+    def identity(self) -> Identity:
+        """Its sizes: the rest is in the name."""
+        return {"encoder": "hash", "tokens": self.max_tokens, "width": self.text_dim}
 
     def _embed_anew(self, word: str, place: int, before: str) -> Tensor:
         """Embeds one word of a prompt."""

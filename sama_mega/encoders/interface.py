@@ -7,9 +7,13 @@ the last bit: it may be encoded elsewhere, with others, or be read from a cache.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+Identity = dict[str, Any]
+"""What an encoder's results follow from besides what it is given, as JSON: where it is equal, so are they."""
 
 
 class VideoCodec(Protocol):
@@ -27,6 +31,10 @@ class VideoCodec(Protocol):
         """Decodes latents [B,C,T',H/8,W/8] to pixels [B,3,4*(T'-1)+1,H,W] float32, clamped to [-1,1]."""
         ...
 
+    def identity(self) -> Identity:
+        """Tells it from codecs that encode otherwise; reads the weights' files where there are any."""
+        ...
+
 
 class TextEncoder(Protocol):
     """Prompts to a fixed number of embeddings."""
@@ -42,6 +50,10 @@ class TextEncoder(Protocol):
         """Counts a prompt's tokens before any truncation."""
         ...
 
+    def identity(self) -> Identity:
+        """Tells it from encoders that encode otherwise; reads the weights' files where there are any."""
+        ...
+
 
 class SemanticEncoder(Protocol):
     """Anchor frames to semantic tokens."""
@@ -53,6 +65,10 @@ class SemanticEncoder(Protocol):
         """Encodes frames [B,N,3,H,W] in [-1,1] to [B,N*tokens_per_anchor,semantic_dim] float32."""
         ...
 
+    def identity(self) -> Identity:
+        """Tells it from encoders that encode otherwise; reads the weights' files where there are any."""
+        ...
+
 
 @dataclass(frozen=True)
 class Encoders:
@@ -61,3 +77,14 @@ class Encoders:
     video: VideoCodec
     text: TextEncoder
     semantic: SemanticEncoder
+
+    def identity(self) -> dict[str, Identity]:
+        """The identity of each."""
+        return {"video": self.video.identity(), "text": self.text.identity(), "semantic": self.semantic.identity()}
+
+
+def arithmetic(dtype: torch.dtype = torch.float32) -> str:
+    """Names how an encoder of a precision computes at present, for its identity."""
+    if dtype == torch.float32:
+        return f"float32, matrices {torch.get_float32_matmul_precision()}"
+    return str(dtype).removeprefix("torch.")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sama_mega.config.errors import ConfigError
+from sama_mega.encoders.interface import Identity, arithmetic
 from sama_mega.encoders.weights_folder import (
     WeightNames,
     WeightsFolder,
@@ -55,6 +56,7 @@ class SiglipSemanticEncoder:
         tower_class = import_class("transformers", "SiglipVisionModel", NEEDED_BY)
         self._tower = load_frozen(lambda: tower_class(config_class.from_dict(settings)), folder, _NAMES, device, dtype)
         _number_positions(self._tower, device)
+        self._folder = folder
         self._device = torch.device(device)
         self._dtype = dtype
         self._grid = grid
@@ -75,6 +77,16 @@ class SiglipSemanticEncoder:
         batch, anchors = frames.shape[:2]
         tokens = torch.cat([self._encode_frame(frame) for frame in frames.flatten(0, 1).split(1)])
         return tokens.reshape(batch, anchors * self.tokens_per_anchor, self.semantic_dim)
+
+    def identity(self) -> Identity:
+        """Weights, config, pooling and precision."""
+        return {
+            "encoder": "siglip",
+            "weights": self._folder.digest(),
+            "grid": self._grid,
+            "global_token": self._global_token,
+            "arithmetic": arithmetic(self._dtype),
+        }
 
     def _encode_frame(self, frame: Tensor) -> Tensor:
         """[1,3,H,W] -> [1,tokens_per_anchor,semantic_dim]."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sama_mega.encoders.hash_text import hashed_unit_vector
+from sama_mega.encoders.interface import Identity, arithmetic
 
 _CELL = 4  # every grid cell is pooled to 4x4 colours
 _GAIN = 3.0
@@ -41,3 +42,13 @@ class TinySemanticEncoder:
         local = torch.tanh(cells @ self._projection.t()) * _GAIN
         tokens = torch.cat([local, local.mean(dim=1, keepdim=True)], dim=1) if self._global_token else local
         return tokens.reshape(batch, anchors * self.tokens_per_anchor, self.semantic_dim)
+
+    def identity(self) -> Identity:
+        """Its sizes: the rest is in the name."""
+        return {
+            "encoder": "tiny",
+            "grid": self._grid,
+            "global_token": self._global_token,
+            "width": self.semantic_dim,
+            "arithmetic": arithmetic(),
+        }

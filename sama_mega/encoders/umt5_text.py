@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from sama_mega.config.errors import ConfigError
+from sama_mega.encoders.interface import Identity, arithmetic
 from sama_mega.encoders.weights_folder import (
     WeightNames,
     WeightsFolder,
+    digest_files,
     import_class,
     load_frozen,
     open_weights_folder,
@@ -49,12 +51,15 @@ class Umt5TextEncoder:
         kind = folder.config.get("model_type")
         if kind != "umt5":
             raise ConfigError(f"{folder.label} holds a model of type {kind}: it must be umt5")
-        self._tokenizer = _load_tokenizer(folder)
+        self._tokenizer_file = _find_tokenizer(folder)
+        self._tokenizer = _load_tokenizer(self._tokenizer_file)
         config_class = import_class("transformers", "UMT5Config", NEEDED_BY)
         model_class = import_class("transformers", "UMT5EncoderModel", NEEDED_BY)
         self._model = load_frozen(
             lambda: model_class(config_class.from_dict(dict(folder.config))), folder, _NAMES, device, dtype
         )
+        self._folder = folder
+        self._dtype = dtype
         self._device = torch.device(device)
         self.max_tokens = text_length
         self.text_dim: int = self._model.config.d_model
@@ -76,6 +81,16 @@ class Umt5TextEncoder:
             row[: len(ids)] = hidden[0].float()
         return out
 
+    def identity(self) -> Identity:
+        """Weights, config, tokenizer, length and precision."""
+        return {
+            "encoder": "umt5",
+            "weights": self._folder.digest(),
+            "tokenizer": digest_files(KEY, [self._tokenizer_file]),
+            "tokens": self.max_tokens,
+            "arithmetic": arithmetic(self._dtype),
+        }
+
     def _token_ids(self, prompt: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(clean_prompt(prompt)).ids
         return ids
@@ -86,13 +101,17 @@ def clean_prompt(prompt: str) -> str:
     return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
-def _load_tokenizer(folder: WeightsFolder) -> Any:
+def _find_tokenizer(folder: WeightsFolder) -> Path:
     places = [folder.path / TOKENIZER_FILE, folder.path.parent / "tokenizer" / TOKENIZER_FILE]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise ConfigError(
             f"{folder.label} has no {TOKENIZER_FILE}, neither in it nor in {places[1].parent}: put UMT5's there"
         )
+    return file
+
+
+def _load_tokenizer(file: Path) -> Any:
     tokenizer_class = import_class("tokenizers", "Tokenizer", NEEDED_BY)
     try:
         tokenizer = tokenizer_class.from_file(str(file))

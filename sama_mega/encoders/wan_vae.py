@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import FRAMES_PER_LATENT, LATENT_STRIDE
+from sama_mega.encoders.interface import Identity, arithmetic
 from sama_mega.encoders.weights_folder import WeightNames, import_class, load_frozen, open_weights_folder
 
 KEY = "encoders.video_path"
@@ -40,6 +41,7 @@ class WanVideoCodec:
         vae_class = import_class("diffusers", "AutoencoderKLWan", "encoders.video (wan)")
         vae = load_frozen(lambda: vae_class.from_config(dict(folder.config)), folder, WeightNames(), device, dtype)
         self._vae = vae
+        self._folder = folder
         self._device = torch.device(device)
         self._dtype = dtype
         config = vae.config
@@ -84,6 +86,10 @@ class WanVideoCodec:
         if latents.shape[1] != self.latent_channels:
             raise ValueError(f"latents with {latents.shape[1]} channels: the VAE has {self.latent_channels}")
         return torch.cat([self._decode_clip(clip) for clip in latents.split(1)])
+
+    def identity(self) -> Identity:
+        """Weights, config and precision."""
+        return {"encoder": "wan", "weights": self._folder.digest(), "arithmetic": arithmetic(self._dtype)}
 
     def _encode_clip(self, pixels: Tensor) -> Tensor:
         posterior = self._vae.encode(pixels.to(self._device, self._dtype)).latent_dist

@@ -6,9 +6,11 @@ read, since reading them can run code.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +47,14 @@ class WeightsFolder:
     def label(self) -> str:
         """How messages begin."""
         return f"{self.key} ({self.path})"
+
+    def digest(self) -> str:
+        """A digest of config and weights: every byte of them is read, a thread for each file.
+
+        Raises:
+            ConfigError: A file cannot be read.
+        """
+        return digest_files(self.key, (self.path / CONFIG_FILE, *self.files))
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,20 @@ def read_json(key: str, path: Path) -> dict[str, Any]:
     return content
 
 
+def digest_files(key: str, files: Sequence[Path]) -> str:
+    """A digest of files' contents, whatever they are called.
+
+    Raises:
+        ConfigError: One of them cannot be read; the message begins with `key`.
+    """
+    try:
+        with ThreadPoolExecutor(max_workers=len(files)) as threads:
+            digests = list(threads.map(_digest_file, files))
+    except OSError as error:
+        raise ConfigError(f"{key}: {error.filename} cannot be read: {error.strerror}") from error
+    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+
+
 def import_class(package: str, name: str, needed_by: str) -> Any:
     """Imports a class of an optional package, seconds long, when an encoder needs it.
 
@@ -155,6 +179,11 @@ def load_frozen(
         )
     model.load_state_dict({name: loaded[names.common(name)] for name in model.state_dict()}, strict=True, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _digest_file(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _weight_files(key: str, folder: Path) -> tuple[Path, ...]:

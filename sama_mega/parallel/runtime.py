@@ -139,6 +139,11 @@ def start_parallel(
     return form_groups(layout, device, seed=recipe.train.seed, timeout_seconds=timeout_seconds)
 
 
+def find_device(environment: RankEnvironment) -> torch.device:
+    """Where a rank computes that works by itself and joins no world; ranks may share a GPU."""
+    return _choose_device(environment, "gloo")
+
+
 def form_groups(
     layout: Layout, device: torch.device, *, seed: int, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
 ) -> ParallelContext:

@@ -9,28 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sama_data.loader import Sample
-from sama_data.pretext import PretextPlan, identity_plan
 from sama_data.rows import Kind
 from sama_data.shapes import cut_by_shape
-from sama_kernels.pretext import pretext
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.noising import draw_text_dropout
+from sama_mega.encoders.feature_cache import FeatureCache
 from sama_mega.encoders.interface import Encoders
 from sama_mega.parallel.transfer import to_device
-from sama_mega.train.shared_encoding import (
-    EncodingJob,
-    Sharing,
-    anchors_cost,
-    pixels_cost,
-    share_step,
-    tokens_cost,
-)
+from sama_mega.train.encode import SampleEncoder
+from sama_mega.train.shared_encoding import EncodingJob, Sharing, share_step
 
 
 @dataclass(frozen=True)
@@ -68,13 +59,20 @@ class Batcher:
         encoders: Frozen encoders, on the same device.
         device: Where the encoded tensors live.
         sharing: Among whom `encode_step` shares the work; None: this rank does all of it.
+        cache: Features that need not be encoded.
     """
 
     def __init__(
-        self, recipe: Recipe, encoders: Encoders, device: torch.device, sharing: Sharing | None = None
+        self,
+        recipe: Recipe,
+        encoders: Encoders,
+        device: torch.device,
+        sharing: Sharing | None = None,
+        cache: FeatureCache | None = None,
     ) -> None:
         self._recipe = recipe
-        self._encoders = encoders
+        self._text = encoders.text
+        self._encoder = SampleEncoder(recipe, encoders, device, cache)
         self._device = device
         self._sharing = sharing
         self._truncated: set[int] = set()
@@ -103,22 +101,9 @@ class Batcher:
         return self._assemble(samples, [job.run() for job in self._jobs(samples)])
 
     def _jobs(self, samples: Sequence[Sample]) -> list[EncodingJob]:
-        """What is to be encoded: target, source, anchors, text."""
-        num_samples, anchors = len(samples), self._recipe.anchor.num_frames
-        semantic, text, prompts = self._encoders.semantic, self._encoders.text, self._prompts(samples)
-        num_frames, height, width = samples[0].target_frames.shape[:3]
-        target = (num_samples, num_frames, height, width)
-        source = (num_samples, len(samples[0].plan.frame_indices), height, width)
-        anchor_features = (num_samples, anchors * semantic.tokens_per_anchor, semantic.semantic_dim)
+        """What `_assemble` needs."""
         num_tokens = sum(self._count_tokens(sample) for sample in samples)
-        return [
-            EncodingJob(pixels_cost(target), self._latent_shape(*target), lambda: self._targets(samples)),
-            EncodingJob(pixels_cost(source), self._latent_shape(*source), lambda: self._sources(samples)),
-            EncodingJob(anchors_cost(num_samples * anchors), anchor_features, lambda: self._anchors(samples)),
-            EncodingJob(
-                tokens_cost(num_tokens), (num_samples, text.max_tokens, text.text_dim), lambda: text.encode(prompts)
-            ),
-        ]
+        return self._encoder.jobs(samples, self._prompts(samples), num_tokens)
 
     def _assemble(self, samples: Sequence[Sample], encoded: Sequence[Tensor]) -> MicroBatch:
         """Puts what `_jobs` gave beside what is known of the samples."""
@@ -136,38 +121,6 @@ class Batcher:
             weights=to_device(weights, self._device),
         )
 
-    def _targets(self, samples: Sequence[Sample]) -> Tensor:
-        """``[B, C, T, H, W]``."""
-        return self._encoders.video.encode(torch.stack([self._pixels(sample.target_frames) for sample in samples]))
-
-    def _sources(self, samples: Sequence[Sample]) -> Tensor:
-        """``[B, C, Ts, H, W]``, perturbed as planned."""
-        sources = [self._pixels(sample.source_frames, sample.plan) for sample in samples]
-        return self._encoders.video.encode(torch.stack(sources))
-
-    def _anchors(self, samples: Sequence[Sample]) -> Tensor:
-        """``[B, M, F]``."""
-        wanted = anchor_frames(len(samples[0].target_frames), self._recipe.anchor.num_frames)
-        frames = [self._pixels(sample.target_frames[wanted]).transpose(0, 1) for sample in samples]
-        return self._encoders.semantic.encode(torch.stack(frames))
-
-    def _latent_shape(self, num_samples: int, num_frames: int, height: int, width: int) -> tuple[int, ...]:
-        codec = self._encoders.video
-        times = 1 + (num_frames - 1) // codec.temporal_stride
-        return (
-            num_samples,
-            codec.latent_channels,
-            times,
-            height // codec.spatial_stride,
-            width // codec.spatial_stride,
-        )
-
-    def _pixels(self, frames: NDArray[np.uint8], plan: PretextPlan | None = None) -> Tensor:
-        """``[3, T, H, W]`` float32 in [-1, 1] of ``[T, H, W, 3]``, perturbed where there is a plan."""
-        plan = plan or identity_plan(len(frames))
-        given = to_device(torch.from_numpy(frames), self._device)
-        return pretext(given, plan.frame_indices, plan.tube_order, backend=self._recipe.kernels.ops)
-
     def _prompts(self, samples: Sequence[Sample]) -> list[str]:
         dropped = draw_text_dropout(
             self._recipe.train.seed,
@@ -179,7 +132,7 @@ class Batcher:
 
     def _count_tokens(self, sample: Sample) -> int:
         """Tokens that the encoder reads of a sample's prompt; notes where it reads no more."""
-        text = self._encoders.text
+        text = self._text
         num_tokens = text.count_tokens(sample.prompt)
         if num_tokens > text.max_tokens:
             self._truncated.add(sample.index)
@@ -201,11 +154,3 @@ def group_by_shape(samples: Sequence[Sample], recipe: Recipe) -> list[list[Sampl
     at_least = recipe.parallel.pipeline if recipe.parallel.interleave > 1 else 1
     cut = cut_by_shape([sample.shape for sample in ordered], limits, at_least)
     return [[ordered[place] for place in places] for places in cut]
-
-
-def anchor_frames(num_frames: int, num_anchors: int) -> list[int]:
-    """Uniformly spaced anchor frames; one anchor is frame 0, an image anchors itself.
-
-    Source: SAMA section 3.3; ``linspace`` in Cynthiazxy123/SAMA@5c6bb5b.
-    """
-    return torch.linspace(0, num_frames - 1, num_anchors).long().numpy().tolist()

@@ -16,13 +16,14 @@ from sama_data.manifest import load_blend, load_manifest
 from sama_mega.checkpoint.folder import complete_checkpoints
 from sama_mega.config.errors import ConfigError, UserError
 from sama_mega.config.schema import Recipe
-from sama_mega.encoders import build_encoders
+from sama_mega.encoders import Encoders, build_encoders
+from sama_mega.encoders.feature_cache import FeatureCache
 from sama_mega.observe.log import RunLog, SetupLog
 from sama_mega.observe.progress import stderr_is_terminal
 from sama_mega.parallel.layout import samples_needed_per_rank, too_few_samples
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 from sama_mega.parallel.torch_settings import apply_torch_settings
-from sama_mega.train.agreement import agreeing_batches, on_every_rank, require_same_everywhere
+from sama_mega.train.agreement import agreeing_batches, from_first_rank, on_every_rank, require_same_everywhere
 from sama_mega.train.batch import Batcher
 from sama_mega.train.hooks.base import Hook
 from sama_mega.train.hooks.checkpoint import CheckpointHook
@@ -61,6 +62,8 @@ class RunSummary:
         checkpoint: The newest complete checkpoint, or None.
         num_quarantined: Distinct samples of this life that could not be used, on this rank.
         num_truncated_prompts: Distinct samples of this life whose prompt was cut, on this rank.
+        num_cache_hits: Features that came from the cache, on this rank.
+        num_cache_misses: Features that `data.cache` should have held and did not, on this rank.
     """
 
     run_folder: str
@@ -70,6 +73,8 @@ class RunSummary:
     checkpoint: str | None
     num_quarantined: int
     num_truncated_prompts: int
+    num_cache_hits: int
+    num_cache_misses: int
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,7 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
     folder = RunFolder(recipe.train.run_folder)
     with SetupLog() as setup:
         encoders = on_every_rank(context, lambda: build_encoders(recipe, context.device))
+        cache = open_cache(recipe, encoders, context)
         loader = on_every_rank(context, lambda: build_loader(recipe, dataset, context, folder))
         begin_from, _ = find_start(recipe, folder, context)
         state = build_train_state(recipe, context, initialize=begin_from is None)
@@ -155,7 +161,7 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
             [f"life {life.number} on {', '.join(life.nodes)}", *lines, _headline(run, dataset, loader, context, state)],
             context,
         )
-        batcher = Batcher(recipe, encoders, context.device, Sharing.among(context))
+        batcher = Batcher(recipe, encoders, context.device, Sharing.among(context), cache)
         pace = Pace(context.device)
         train_step = TrainStep(recipe, context, state, batcher, pace)
         checkpoints = CheckpointHook(state, context, life.number)
@@ -173,9 +179,22 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
         loop = Loop(run, dataset, state, train_step, hooks)
         with closing(_batches(loader, run, checkpoints, life, pace)) as batches:
             end = loop.run(agreeing_batches(batches, context, start.stop))
-        summary = _summarize(folder, end, state, loader, batcher)
+        summary = _summarize(folder, end, state, loader, batcher, cache)
         _report_end(summary, end, recipe, run)
     return summary
+
+
+def open_cache(recipe: Recipe, encoders: Encoders, context: ParallelContext) -> FeatureCache | None:
+    """Opens the recipe's feature cache; every rank calls it, and the first one reads the encoders' weights for it.
+
+    Raises:
+        ConfigError: On every rank, when there is no whole cache of these encoders.
+    """
+    path = recipe.data.cache
+    if path is None:
+        return None
+    identity = from_first_rank(context, encoders.identity)
+    return on_every_rank(context, lambda: FeatureCache(path, identity, encoders.text.max_tokens))
 
 
 def _open_log(folder: RunFolder, life: int, context: ParallelContext, setup: SetupLog) -> RunLog:
@@ -239,7 +258,14 @@ def _announce(lines: list[str], context: ParallelContext) -> None:
             _log.info("%s", line)
 
 
-def _summarize(folder: RunFolder, end: RunEnd, state: TrainState, loader: SampleLoader, batcher: Batcher) -> RunSummary:
+def _summarize(
+    folder: RunFolder,
+    end: RunEnd,
+    state: TrainState,
+    loader: SampleLoader,
+    batcher: Batcher,
+    cache: FeatureCache | None,
+) -> RunSummary:
     checkpoints = complete_checkpoints(folder.checkpoints)
     return RunSummary(
         run_folder=str(folder.root),
@@ -249,6 +275,8 @@ def _summarize(folder: RunFolder, end: RunEnd, state: TrainState, loader: Sample
         checkpoint=str(checkpoints[-1]) if checkpoints else None,
         num_quarantined=loader.health.num_bad,
         num_truncated_prompts=batcher.num_truncated_prompts,
+        num_cache_hits=0 if cache is None else cache.hits.total(),
+        num_cache_misses=0 if cache is None else cache.misses.total(),
     )
 
 
@@ -269,3 +297,6 @@ def _report_end(summary: RunSummary, end: RunEnd, recipe: Recipe, run: Run) -> N
         _log.warning("%d samples were skipped: see %s", summary.num_quarantined, folder.quarantine_path)
     if summary.num_truncated_prompts:
         _log.warning("%d prompts were longer than model.text_length and cut", summary.num_truncated_prompts)
+    if recipe.data.cache is not None:
+        wanted = summary.num_cache_hits + summary.num_cache_misses
+        _log.info("%d of %d features came from %s", summary.num_cache_hits, wanted, recipe.data.cache)

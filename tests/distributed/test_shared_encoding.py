@@ -34,6 +34,7 @@ FOUR_RANKS: dict[str, dict[str, Any]] = {
 SHARERS = {name: 1 if name == "data" else 2 for name in (*TWO_RANKS, *FOUR_RANKS)}
 SHARERS |= {"tensor x context": 4, "tensor x pipeline": 4}
 PRETRAINED = ("float32", "bfloat16")
+CACHED = "from a cache"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def make_recipe(degrees: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
     return build_recipe(sections, "test")
 
 
-def encode_both_ways(recipe: Any, context: Any) -> Seen:
+def encode_both_ways(recipe: Any, context: Any, cache_folder: Path | None) -> Seen:
     from sama_mega.encoders import build_encoders
     from sama_mega.parallel.collectives import gather_objects
     from sama_mega.train.batch import Batcher, group_by_shape
@@ -116,8 +117,8 @@ def encode_both_ways(recipe: Any, context: Any) -> Seen:
         encoders, **{role: Counted(getattr(encoders, role), calls[role], cost_of[role], costs) for role in calls}
     )
     groups = group_by_shape(share_of(global_batch(0), context.data_rank, context.layout.data).samples, recipe)
-    sharing = Sharing.among(context)
-    pending = Batcher(recipe, counted, context.device, sharing).encode_step(groups)
+    cache = None if cache_folder is None else make_cache(cache_folder, encoders, recipe, groups, context)
+    pending = Batcher(recipe, counted, context.device, Sharing.among(context), cache).encode_step(groups)
     shared, first_round = [], 0
     for encode in pending:
         shared.append(encode())
@@ -140,6 +141,25 @@ def encode_both_ways(recipe: Any, context: Any) -> Seen:
     )
 
 
+def make_cache(path: Path, encoders: Any, recipe: Any, groups: Sequence[Sequence[Any]], context: Any) -> Any:
+    """A cache of every other sample's target, anchors and prompt, made by the first rank."""
+    from sama_mega.encoders.feature_cache import FeatureCache
+    from sama_mega.parallel.collectives import gather_objects
+    from sama_mega.train.encode import FrameEncoders
+    from tests.support.feature_caches import write_cache
+
+    encode, features = FrameEncoders(recipe, encoders, context.device), []
+    for sample in [one for samples in groups for one in samples][::2]:
+        anchors = encode.anchors_of(sample.target_frames)
+        features.append(("latents", sample.target_frames, encode.clips([sample.target_frames], [None])[0]))
+        features.append(("semantic", anchors, encode.anchors([anchors])[0]))
+        features.append(("text", sample.prompt, encode.prompts([sample.prompt])[0]))
+    if context.is_first_rank:
+        write_cache(path, {"a": features}, encoders.identity())
+    gather_objects(None, context.world_group)
+    return FeatureCache(path, encoders.identity(), encoders.text.max_tokens)
+
+
 def same(ours: Any, truth: Any) -> bool:
     import torch
 
@@ -148,8 +168,10 @@ def same(ours: Any, truth: Any) -> bool:
     return ours.dtype == truth.dtype and ours.is_contiguous() and torch.equal(ours, truth)
 
 
-def encode_in_layouts(layouts: Mapping[str, Mapping[str, Any]], weights: Path | None) -> dict[tuple[str, str], Seen]:
-    """Every layout with the embedded encoders; where there are weights, the first one with pretrained ones too."""
+def encode_in_layouts(
+    layouts: Mapping[str, Mapping[str, Any]], weights: Path | None, cache_folder: Path
+) -> dict[tuple[str, str], Seen]:
+    """Every layout with the embedded encoders; the first one with pretrained ones and with a cache too."""
     from sama_mega.parallel.layout import resolve_layout
     from sama_mega.parallel.runtime import form_groups, start_parallel, stop_parallel
 
@@ -159,11 +181,12 @@ def encode_in_layouts(layouts: Mapping[str, Mapping[str, Any]], weights: Path | 
         cases.append(
             (first, precision, make_recipe(degrees, pretrained_encoders(weights) | {"train.precision": precision}))
         )
+    cases.append((first, CACHED, make_recipe(degrees, {})))
     context = start_parallel(cases[0][2], timeout_seconds=60)
     seen = {}
     for name, encoders, recipe in cases:
         context = form_groups(resolve_layout(recipe, context.world_size), context.device, seed=0)
-        seen[name, encoders] = encode_both_ways(recipe, context)
+        seen[name, encoders] = encode_both_ways(recipe, context, cache_folder if encoders == CACHED else None)
     stop_parallel()
     return seen
 
@@ -174,22 +197,23 @@ def encode_in_layouts(layouts: Mapping[str, Mapping[str, Any]], weights: Path | 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], Seen]]:
     """By rank; those of both worlds follow one another."""
-    weights = pretrained_weights(tmp_path_factory)
+    weights, caches = pretrained_weights(tmp_path_factory), tmp_path_factory.mktemp("caches")
     return [
-        *run_distributed(encode_in_layouts, 2, TIMEOUT_SECONDS, (TWO_RANKS, weights)),
-        *run_distributed(encode_in_layouts, 4, TIMEOUT_SECONDS, (FOUR_RANKS, None)),
+        *run_distributed(encode_in_layouts, 2, TIMEOUT_SECONDS, (TWO_RANKS, weights, caches / "2")),
+        *run_distributed(encode_in_layouts, 4, TIMEOUT_SECONDS, (FOUR_RANKS, None, caches / "4")),
     ]
 
 
 CASES = [(name, "embedded") for name in (*TWO_RANKS, *FOUR_RANKS)]
 CASES += [("tensor", precision) for precision in PRETRAINED]
+CACHED_CASES = [("tensor", CACHED), ("tensor x context", CACHED)]
 
 
 def seen_in(case: tuple[str, str], ranks: Sequence[Mapping[tuple[str, str], Seen]]) -> list[Seen]:
     return [rank[case] for rank in ranks if case in rank]
 
 
-@pytest.mark.parametrize("case", CASES, ids=" ".join)
+@pytest.mark.parametrize("case", [*CASES, *CACHED_CASES], ids=" ".join)
 def test_shared_results_are_the_unshared_ones(case: tuple[str, str], ranks: list[dict[tuple[str, str], Seen]]) -> None:
     for rank, seen in enumerate(seen_in(case, ranks)):
         assert seen.groups and seen.different == [], rank
@@ -206,6 +230,15 @@ def test_every_result_is_encoded_by_one_rank_of_a_copy(
         for role, per_micro_batch in (("video", 2), ("semantic", 1), ("text", 1)):
             done = Counter(size for one in copy for size in one.calls[role])
             assert done == Counter(seen.groups * per_micro_batch), role
+
+
+@pytest.mark.parametrize("case", CACHED_CASES, ids=" ".join)
+def test_what_the_cache_has_nobody_encodes(case: tuple[str, str], ranks: list[dict[tuple[str, str], Seen]]) -> None:
+    for seen in seen_in(case, ranks):
+        copy = [seen_in(case, ranks)[rank] for rank in seen.sharers]
+        num_samples = sum(seen.groups)
+        for role in ("semantic", "text"):
+            assert sum(sum(one.calls[role]) for one in copy) == num_samples // 2
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "pipeline" in case[0]], ids=" ".join)

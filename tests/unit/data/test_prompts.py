@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sama_data.pretext import PROMPT_TOKENS, PretextPlan, identity_plan
-from sama_data.prompts import edit_prompt, make_prompt, pretext_prompt
+from sama_data.pretext import PROMPT_TOKENS, TASKS, Motion, PretextPlan, identity_plan
+from sama_data.prompts import edit_prompt, make_prompt, pretext_prompt, row_prompts
 from sama_data.rows import Kind, Row
 
 CUBE = PretextPlan("cube", (0, -1, 2), None, PROMPT_TOKENS["cube"])
@@ -32,3 +32,15 @@ def test_without_a_token_there_is_the_caption_alone() -> None:
     for kind in ("image", "video"):
         row = Row(0, "name", kind, None, Path("b"), " A wave. ")
         assert make_prompt(row, identity_plan(5)) == ("A wave.", "")
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_rows_prompts_are_those_that_its_plans_make(kind: Kind) -> None:
+    edit = Row(0, "name", kind, Path("a"), Path("b"), "Make it red.")
+    assert row_prompts(edit, Motion()) == list(make_prompt(edit, identity_plan(5, "edit")))
+    raw = Row(0, "name", kind, None, Path("b"), " A wave. ")
+    motion = Motion(none=0.0, cube=1.0, speed=0.0, tube=2.0)
+    possible = ["none", "cube", "tube"] if kind == "video" else ["none"]
+    made = [make_prompt(raw, PretextPlan(task, (0,), None, PROMPT_TOKENS[task])) for task in possible]
+    assert row_prompts(raw, motion) == [prompt for prompt, _ in made] + [prefix for _, prefix in made]
+    assert len(row_prompts(raw, Motion())) == 2 * (len(TASKS) if kind == "video" else 1)

@@ -14,7 +14,8 @@ from sama_data.samples import Sample
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.noising import draw_text_dropout
 from sama_mega.encoders import build_encoders
-from sama_mega.train.batch import Batcher, anchor_frames, group_by_shape, modality_weight
+from sama_mega.train.batch import Batcher, group_by_shape, modality_weight
+from sama_mega.train.encode import anchor_frames
 from tests.support.tiny_recipe import SIZE, tiny_recipe
 
 CUBE = "[Complete the missing regions in the video.]"
