@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from sama_mega.cluster.health.rules import UNHEALTHY
 from sama_mega.train.run_folder import RunFolder, RunFolderError
 
 REPORT_NAME = "health.json"
+_FAREWELL_SECONDS = 1.0
 
 
 def run(recipe: str, overrides: Sequence[str], as_json: bool = False) -> int:
@@ -60,6 +62,9 @@ def _deaf_to_notice() -> Iterator[None]:
 def _report(outcome: Outcome, rank: Rank, as_json: bool) -> None:
     _tell(outcome, as_json)
     _keep(outcome, rank)
+    if outcome.status and rank.is_job:
+        # srun passes output on in its own time, and drops what is under way once a task has failed.
+        time.sleep(_FAREWELL_SECONDS)
 
 
 def _tell(outcome: Outcome, as_json: bool) -> None:

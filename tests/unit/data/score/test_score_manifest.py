@@ -253,7 +253,13 @@ def test_a_run_that_was_killed_goes_on_and_asks_nothing_twice(write_manifest, tm
         options = [manifest, "--out", out, "--endpoint", server.url, "--concurrency", "3", *QUICK]
         command = [sys.executable, "-m", "sama_mega", "data", "score", *map(str, options)]
         process = subprocess.Popen(
-            command, cwd=repo_root, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            cwd=repo_root,
+            env=os.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # What a shell starts in the background is deaf to SIGINT, and so would this be.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             # All that was answered is on the disk, and three questions are open.
