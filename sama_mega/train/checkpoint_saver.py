@@ -20,6 +20,7 @@ from sama_mega.parallel.launch import lost_touch
 from sama_mega.parallel.runtime import DEFAULT_TIMEOUT_SECONDS, ParallelContext
 from sama_mega.parallel.sharded_state import ShardedState
 from sama_mega.train.checkpoint import describe_position, whole_state
+from sama_mega.train.lives import SupersededError, require_newest
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.state import TrainState
 
@@ -118,13 +119,13 @@ class CheckpointSaver:
     def _write(self, final: Path, pieces: ShardedState, saved: SavedState, blocking_seconds: float) -> None:
         """The thread. The ranks agree on every failure but that of their connection, which none survives."""
         started = time.perf_counter()
-        may_commit = partial(_refuse_an_older_life, self._folder, self._life)
+        may_commit = partial(require_newest, self._folder, self._life)
         try:
             on_first_rank(self._group, self._tidy)
             write_complete(final, pieces, saved, self._recipe, self._context, may_commit, self._group)
             on_first_rank(self._group, partial(prune_checkpoints, final, self._recipe.checkpoint.keep))
         except CheckpointError as error:
-            self._problem = CheckpointError(self._reason(error))
+            self._problem = self._met(error)
             if self._context.is_first_rank:
                 _log.error("%s was not saved: %s", final, self._problem)
         except BaseException as error:
@@ -138,22 +139,14 @@ class CheckpointSaver:
                 seconds = time.perf_counter() - started
                 _log.info("saved %s: blocking %.2f s, written in %.1f s", final, blocking_seconds, seconds)
 
-    def _reason(self, error: CheckpointError) -> str:
+    def _met(self, error: CheckpointError) -> CheckpointError:
         """Why a save failed; first of all a newer life, which deletes what an older one was writing."""
         try:
-            _refuse_an_older_life(self._folder, self._life)
-        except CheckpointError as fenced:
-            return str(fenced)
-        return str(error)
+            require_newest(self._folder, self._life)
+        except SupersededError as superseded:
+            return superseded
+        return error
 
     def _tidy(self) -> None:
-        _refuse_an_older_life(self._folder, self._life)
+        require_newest(self._folder, self._life)
         tidy_checkpoints(self._folder.checkpoints, self._life)
-
-
-def _refuse_an_older_life(folder: RunFolder, life: int) -> None:
-    newest = folder.newest_life()
-    if newest > life:
-        raise CheckpointError(
-            f"{folder.root}: life {newest} of this run has begun, so life {life} may not save: end this process"
-        )

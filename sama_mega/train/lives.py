@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sama_mega.config.errors import UserError
+from sama_mega.config.errors import CheckpointError
 from sama_mega.train.run_folder import RunFolder, RunFolderError
 
 HEARTBEAT_SECONDS = 10.0
@@ -20,7 +20,7 @@ HEARTBEAT_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 
 
-class SupersededError(UserError):
+class SupersededError(CheckpointError):
     """A newer life of the run has begun: this one may write nothing more."""
 
 
@@ -98,18 +98,8 @@ class LifeFile:
         return self._values.get("ended_at") is not None
 
     def require_newest(self) -> None:
-        """Raises SupersededError once a newer life has begun; one look into a folder."""
-        newest = self._folder.newest_life()
-        if newest > self.number:
-            raise SupersededError(
-                f"{self._folder.root}: life {newest} of this run has begun{self._where(newest)}, so life {self.number}"
-                " ends here and may write nothing more"
-            )
-
-    def _where(self, life: int) -> str:
-        values = _read(self._folder.life_path(life))
-        job, nodes = values.get("job"), values.get("nodes") or ()
-        return f"{f' in job {job}' if job else ''}{f' on {nodes[0]}' if nodes else ''}"
+        """Raises SupersededError once a newer life has begun."""
+        require_newest(self._folder, self.number)
 
     def reached(self, step: int) -> None:
         """Notes a finished step; written every `HEARTBEAT_SECONDS` only."""
@@ -131,6 +121,27 @@ class LifeFile:
     def end(self, reason: str, message: str = "") -> None:
         """Writes how the life ended."""
         self.note(ended_at=_now(), reason=reason, message=message)
+
+
+def require_newest(folder: RunFolder, life: int) -> None:
+    """Refuses a writer of an older life; one look into a folder.
+
+    Args:
+        folder: The run's folder.
+        life: The writer's life.
+
+    Raises:
+        SupersededError: A newer life has begun.
+    """
+    newest = folder.newest_life()
+    if newest > life:
+        values = _read(folder.life_path(newest))
+        job, nodes = values.get("job"), values.get("nodes") or ()
+        where = f"{f' in job {job}' if job else ''}{f' on {nodes[0]}' if nodes else ''}"
+        raise SupersededError(
+            f"{folder.root}: life {newest} of this run has begun{where}, so life {life} ends here and may write nothing"
+            " more"
+        )
 
 
 def read_lives(folder: RunFolder) -> list[LifeRecord]:

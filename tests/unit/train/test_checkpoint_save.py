@@ -27,6 +27,7 @@ from sama_mega.parallel.checkpoint_io import read_plain
 from sama_mega.parallel.layout import resolve_layout
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.checkpoint import load_checkpoint, load_initial_weights
+from sama_mega.train.lives import SupersededError
 from sama_mega.train.state import build_train_state
 from tests.support.run_saver import RunSaver, copies, scramble
 from tests.support.tiny_recipe import alone, assert_bitwise_equal, tiny_recipe
@@ -224,7 +225,7 @@ def test_a_full_disk_is_called_that_behind_torchs_own_error(saver: RunSaver, mon
 def test_an_older_life_may_not_save(saver: RunSaver) -> None:
     saver.save(4)
     saver.folder.start_life({})
-    with pytest.raises(CheckpointError, match="life 2 of this run has begun, so life 1 may not save"):
+    with pytest.raises(SupersededError, match="life 2 of this run has begun, so life 1 ends here and may write"):
         saver.save(5)
     assert saver.names() == ["step-00000004"]
 

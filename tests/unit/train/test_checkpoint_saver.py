@@ -17,6 +17,7 @@ from sama_mega.parallel import checkpoint_io
 from sama_mega.parallel.checkpoint_io import read_plain
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.checkpoint import load_checkpoint
+from sama_mega.train.lives import SupersededError
 from sama_mega.train.state import build_train_state
 from tests.support.run_saver import RunSaver, copies, scramble
 from tests.support.tiny_recipe import alone, assert_bitwise_equal, tiny_recipe
@@ -228,7 +229,7 @@ def test_a_life_that_begins_meanwhile_refuses_a_background_save(
     saver.folder.start_life({})
     gate.open()
     if place == "settle":
-        with pytest.raises(CheckpointError, match="life 2 of this run has begun, so life 1 may not save"):
+        with pytest.raises(SupersededError, match="life 2 of this run has begun, so life 1 ends here and may write"):
             saver.checkpoints.wait()
         assert saver.names() == ["step-00000004"]
     else:
@@ -243,7 +244,7 @@ def test_a_life_that_began_before_refuses_a_background_save_before_it_writes(
     monkeypatch.setattr(write, "save_sharded", lambda *arguments: written.append(arguments))
     saver.folder.start_life({})
     saver.begin(5)
-    with pytest.raises(CheckpointError, match="life 2 of this run has begun, so life 1 may not save"):
+    with pytest.raises(SupersededError, match="life 2 of this run has begun, so life 1 ends here and may write"):
         saver.begin(6)
     assert saver.names() == [] and not written
 
