@@ -10,7 +10,7 @@
 #   sbatch --nodes=16 --gpus-per-node=8 --exclusive slurm/check.sh recipes/wan14b_stage0.yaml
 set -euo pipefail
 
-tasks_per_node=${SAMA_MEGA_TASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}}
-exec srun --export=ALL --ntasks="$((SLURM_JOB_NUM_NODES * tasks_per_node))" --ntasks-per-node="$tasks_per_node" \
-  --cpus-per-task="$((SLURM_CPUS_ON_NODE / tasks_per_node))" \
-  bash "${SAMA_MEGA_SLURM:-$SLURM_SUBMIT_DIR/slurm}/entrypoint.sh" health "${@:-recipes/demo_stage0.yaml}"
+folder=${SAMA_MEGA_SLURM:-$SLURM_SUBMIT_DIR/slurm}
+# shellcheck source=slurm/ranks.sh
+source "$folder/ranks.sh"
+exec "${srun_ranks[@]}" bash "$folder/entrypoint.sh" health "${@:-recipes/demo_stage0.yaml}"

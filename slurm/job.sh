@@ -53,28 +53,11 @@ if [[ -n ${SAMA_MEGA_MODULES:-} ]]; then
   # shellcheck disable=SC2086  # several words
   module load $SAMA_MEGA_MODULES || { say "error: SAMA_MEGA_MODULES ($SAMA_MEGA_MODULES) cannot be loaded"; exit 2; }
 fi
-gpus=${SLURM_GPUS_ON_NODE:-0}
-tasks_per_node=${SAMA_MEGA_TASKS_PER_NODE:-$((gpus > 0 ? gpus : ${SLURM_NTASKS_PER_NODE:-1}))}
-cpus_per_task=$((SLURM_CPUS_ON_NODE / tasks_per_node))
-if ((cpus_per_task == 0)); then
-  say "error: $tasks_per_node ranks a node have $SLURM_CPUS_ON_NODE CPUs: add --exclusive, or --cpus-per-gpu=8"
-  exit 2
-fi
-container=()
-if [[ -n ${SAMA_MEGA_CONTAINER_IMAGE:-} ]]; then
-  container=("--container-image=$SAMA_MEGA_CONTAINER_IMAGE" "--container-workdir=$PWD"
-    "--container-mounts=${SAMA_MEGA_CONTAINER_MOUNTS:-$PWD:$PWD}")
-fi
-
-# Of the shell that submitted, when that was a step itself: they would bind all ranks to its CPUs.
-unset "${!SLURM_CPU_BIND@}"
+# shellcheck source=slurm/ranks.sh
+source "$folder/ranks.sh"
 
 # --- the ranks -------------------------------------------------------------------------------------------------------
-# --export: after `sbatch --export=NONE`, which some clusters make the default, srun would pass nothing on.
-srun --export=ALL --kill-on-bad-exit=1 \
-  --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * tasks_per_node))" \
-  --ntasks-per-node="$tasks_per_node" --cpus-per-task="$cpus_per_task" ${container[@]+"${container[@]}"} \
-  bash "$folder/entrypoint.sh" "$@" &
+"${srun_ranks[@]}" bash "$folder/entrypoint.sh" "$@" &
 ranks=$!
 pass_on
 give_up_when_alone &

@@ -89,7 +89,7 @@ def write_snapshot(
         for place, source in code.items():
             target = submission / "code" / place
             if source.is_dir():
-                shutil.copytree(source, target, ignore=_LEFT_OUT)
+                shutil.copytree(source, target, symlinks=True, ignore=_LEFT_OUT)
             else:
                 shutil.copyfile(source, target)
         (submission / "code" / GIT_FILE).write_text(json.dumps(git, indent=2) + "\n", encoding="utf-8")

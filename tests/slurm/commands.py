@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ FINAL_STATES = frozenset(
 TAIL_LINES = 15
 
 
-class SlurmCommands:
+class SlurmCommands(ABC):
     """The client's side of a cluster; remembers the jobs it submitted, to report on them.
 
     Attributes:
@@ -27,9 +28,9 @@ class SlurmCommands:
         self._submitted: list[int] = []
 
     @property
+    @abstractmethod
     def environment(self) -> dict[str, str]:
         """Variables for every command that shall speak to this cluster."""
-        raise NotImplementedError
 
     def slurm(self, *command: str, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
         """Runs one of Slurm's commands here, outside the nodes, and returns what it printed.

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 
 from sama_data.errors import DataError
 from sama_data.ingest.columns import carried_columns
-from sama_data.ingest.edits import metadata_files
+from sama_data.ingest.edits import users_rows
 from sama_data.ingest.interface import Candidate, IngestSet, Job, Skip, Yielded
-from sama_data.ingest.metadata import Record, read_records
-from sama_data.ingest.names import UniqueNames
+from sama_data.ingest.metadata import Record
 
 SEVERAL_CONTROLS = "more than one control"
 
@@ -24,16 +23,7 @@ _LAYOUT = "a JSONL file with video_path or image_path, caption and, for edits, c
 def _rows(job: Job) -> Iterator[Yielded]:
     if job.source.suffix.lower() == ".toml":
         raise DataError(f"{job.source}: is a TOML file: give the JSONL file that it names, one at a time")
-    names = UniqueNames()
-    for path in metadata_files(job, ("*.jsonl",), _LAYOUT):
-        folders = job.folders(path.parent)
-        stem = job.place_of(path).removesuffix(path.suffix)
-        for record in read_records(path, job):
-            if isinstance(record, Skip):
-                yield record
-                continue
-            name = names.name(str(record.values.get("sample_id") or f"{stem}:{record.number}"))
-            yield _row(record, name, folders)
+    return users_rows(job, ("*.jsonl",), _LAYOUT, _row)
 
 
 def _row(record: Record, sample_id: str, folders: tuple[str, ...]) -> Yielded:

@@ -9,7 +9,8 @@ from typing import Any
 from sama_data.errors import DataError
 from sama_data.ingest.columns import EditColumns, edit_columns
 from sama_data.ingest.interface import Candidate, Job, Skip, Yielded
-from sama_data.ingest.metadata import SUFFIXES, read_records
+from sama_data.ingest.metadata import SUFFIXES, Record, read_records
+from sama_data.ingest.names import UniqueNames
 
 Values = Mapping[str, Any]
 
@@ -86,6 +87,35 @@ def edit_rows(
                 folders=folders,
                 columns=more(record.values, names),
             )
+
+
+def users_rows(
+    job: Job,
+    patterns: tuple[str, ...],
+    layout: str,
+    make: Callable[[Record, str, tuple[str, ...]], Yielded],
+) -> Iterator[Yielded]:
+    """Yields the rows of users' own lists, named by their `sample_id`, else by file and number.
+
+    Args:
+        job: The ingest.
+        patterns: As for `metadata_files`.
+        layout: Likewise.
+        make: From a record, its name and the folders that its clips may be relative to, to what becomes of it.
+
+    Raises:
+        DataError: There are no files, or one cannot be read to its end.
+    """
+    names = UniqueNames()
+    for path in metadata_files(job, patterns, layout):
+        folders = job.folders(path.parent)
+        stem = job.place_of(path).removesuffix(path.suffix)
+        for record in read_records(path, job):
+            if isinstance(record, Skip):
+                yield record
+                continue
+            name = names.name(str(record.values.get("sample_id") or f"{stem}:{record.number}"))
+            yield make(record, name, folders)
 
 
 def metadata_files(job: Job, patterns: tuple[str, ...], layout: str) -> list[Path]:

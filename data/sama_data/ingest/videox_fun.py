@@ -10,25 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sama_data.ingest.columns import carried_columns
-from sama_data.ingest.edits import metadata_files
-from sama_data.ingest.interface import Candidate, IngestSet, Job, Skip, Yielded
-from sama_data.ingest.metadata import Record, read_records
-from sama_data.ingest.names import UniqueNames
+from sama_data.ingest.edits import users_rows
+from sama_data.ingest.interface import Candidate, IngestSet, Job, Yielded
+from sama_data.ingest.metadata import Record
 
 _LAYOUT = "a JSON file with file_path, text, type and, for edits, control_file_path"
 
 
 def _rows(job: Job) -> Iterator[Yielded]:
-    names = UniqueNames()
-    for path in metadata_files(job, ("*.json", "*.jsonl"), _LAYOUT):
-        folders = job.folders(path.parent)
-        stem = job.place_of(path).removesuffix(path.suffix)
-        for record in read_records(path, job):
-            if isinstance(record, Skip):
-                yield record
-                continue
-            name = names.name(str(record.values.get("sample_id") or f"{stem}:{record.number}"))
-            yield _row(record, name, folders)
+    return users_rows(job, ("*.json", "*.jsonl"), _LAYOUT, _row)
 
 
 def _row(record: Record, sample_id: str, folders: tuple[str, ...]) -> Candidate:

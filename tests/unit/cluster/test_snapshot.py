@@ -64,6 +64,16 @@ def test_what_is_no_code_is_left_out(tmp_path: Path) -> None:
     assert sorted(map(str, copied)) == ["code/git.json", "code/sama_mega/inner/two.py", "code/sama_mega/one.py"]
 
 
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """Somebody keeps a link to terabytes of clips beside the recipes."""
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/clips").symlink_to(tmp_path / "clips")
+    write_snapshot(tmp_path / "out", {"recipes": tmp_path / "recipes"}, None, {})
+    copied = tmp_path / "out/code/recipes/clips"
+    assert copied.is_symlink() and copied.resolve() == tmp_path / "clips"
+
+
 def test_a_job_runs_the_snapshot_and_not_what_is_installed_or_lies_in_its_folder(
     submission: Path, tmp_path: Path, repo_root: Path
 ) -> None:
