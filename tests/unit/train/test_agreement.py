@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,10 +18,10 @@ import torch.distributed as dist
 from sama_data.errors import DataError
 from sama_data.loader import StepSamples
 from sama_data.manifest import load_manifest, write_jsonl
-from sama_mega.config.errors import ConfigError
+from sama_mega.config.errors import ConfigError, UserError
 from sama_mega.config.schema import Recipe
 from sama_mega.train import agreement
-from sama_mega.train.agreement import agreeing_batches, require_same_everywhere
+from sama_mega.train.agreement import agreeing_batches, on_every_rank, require_same_everywhere
 from sama_mega.train.stop import RunStopped, StopRequest
 from tests.support.tiny_recipe import tiny_recipe
 
@@ -44,7 +45,8 @@ class Group:
     def exchange(self, rank: int, value: Any) -> list[Any]:
         self.values[rank] = value
         self.barrier.wait(PATIENCE_SECONDS)
-        everyone = [self.values[other] for other in self.ranks]
+        # As pickled: what one rank does with its copy, the other does not see.
+        everyone = [copy.deepcopy(self.values[other]) for other in self.ranks]
         self.barrier.wait(PATIENCE_SECONDS)
         return everyone
 
@@ -125,6 +127,8 @@ def one_reason(results: list[Any], kind: type[Exception]) -> str:
     """Both ranks raised the same."""
     assert [type(result) for result in results] == [kind, kind], results
     assert str(results[0]) == str(results[1])
+    if isinstance(results[0], (UserError, DataError)):
+        assert [result.told_by_first_rank for result in results] == [False, True], "a user hears of it once"
     return str(results[0])
 
 
@@ -209,6 +213,24 @@ def test_a_rank_that_cannot_read_stops_the_other(
     errors: dict[int, Exception] = {failing: DataError("all 3 video samples are bad")}
     results = read_on_both(World(share_samples, monkeypatch), steps, errors)
     assert one_reason(results, DataError) == "all 3 video samples are bad"
+
+
+@pytest.mark.parametrize("failing", [(0,), (1,), (0, 1)])
+def test_work_that_fails_on_one_rank_fails_on_all(failing: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(rank: int, context: Any) -> int:
+        def open_on(rank: int) -> int:
+            if rank in failing:
+                raise DataError(f"rank {rank} has no manifest")
+            return rank
+
+        return on_every_rank(context, lambda: open_on(rank))
+
+    assert one_reason(World(False, monkeypatch).run(work), DataError) == f"rank {failing[0]} has no manifest"
+
+
+def test_work_that_succeeds_gives_each_rank_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = World(False, monkeypatch).run(lambda rank, context: on_every_rank(context, lambda: 10 + rank))
+    assert results == [10, 11]
 
 
 def test_one_rank_alone_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
