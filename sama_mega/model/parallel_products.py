@@ -119,17 +119,13 @@ class RowProduct(torch.autograd.Function):
         return gradient.matmul(weight), weight_gradient, None, None, None
 
 
-def _gather_tokens(
-    x: Tensor, group: dist.ProcessGroup, asynchronous: bool = False
-) -> tuple[Tensor, dist.Work | None]:
+def _gather_tokens(x: Tensor, group: dist.ProcessGroup, asynchronous: bool = False) -> tuple[Tensor, dist.Work | None]:
     """``[s, ...]`` -> ``[S, ...]``, and what to wait for."""
     gathered = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
     return gathered, dist.all_gather_into_tensor(gathered, x.contiguous(), group=group, async_op=asynchronous)
 
 
-def _scatter_sums(
-    x: Tensor, group: dist.ProcessGroup, asynchronous: bool = False
-) -> tuple[Tensor, dist.Work | None]:
+def _scatter_sums(x: Tensor, group: dist.ProcessGroup, asynchronous: bool = False) -> tuple[Tensor, dist.Work | None]:
     """``[S, ...]`` -> the sum over the ranks of ``[s, ...]``, and what to wait for."""
     mine = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
     return mine, dist.reduce_scatter_tensor(mine, x.contiguous(), group=group, async_op=asynchronous)

@@ -108,9 +108,7 @@ def run_with_recompute(mode: str, block: Callable[..., Tensor], *inputs: Any) ->
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return _nothing(), activations.repeating()
 
-    return checkpoint(
-        block, *inputs, activations, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-    )
+    return checkpoint(block, *inputs, activations, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 @contextmanager
