@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import sama_data.video_reader
 from sama_data.decode import decode_frames
 from sama_data.errors import ClipError, DataError
 
@@ -169,3 +170,12 @@ def test_random_damage_gives_frames_or_a_reason(name, tmp_path, make_frames, mak
             outcomes.add("reason")
     assert "reason" in outcomes
     assert time.monotonic() - began < 60
+
+
+def test_a_clip_that_is_too_large_is_refused_before_its_memory_is_taken(monkeypatch, tmp_path, make_frames, make_video):
+    path = make_video(tmp_path / "a.mp4", make_frames(5, 64, 96))
+    monkeypatch.setattr(sama_data.video_reader, "MAX_PIXELS", 96 * 64 - 1)
+    with pytest.raises(ClipError, match="is too large: 96x64, at most 6143 pixels"):
+        decode_frames(path)
+    monkeypatch.setattr(sama_data.video_reader, "MAX_PIXELS", 96 * 64)
+    assert len(decode_frames(path).frames) == 5
