@@ -29,3 +29,7 @@ class ClipError(DataError):
         self.path = str(path)
         self.reason = reason
         self.is_passing = is_passing
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # As exceptions pickle by themselves, their message would be the only argument.
+        return type(self), (self.path, self.reason), self.__dict__
