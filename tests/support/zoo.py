@@ -1,6 +1,6 @@
 """Clips as users meet them: damaged, odd, misnamed; made on the spot, tiny, the same at every call.
 
-`docs/data.md` has a table of what becomes of each of them; `tests/unit/data/probe/test_zoo.py` holds it to that.
+`docs/data.md` has a table of what becomes of each of them, which `tests/unit/data/probe/test_zoo.py` holds it to.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def write_sound(path: Path) -> Path:
     return path
 
 
-def _patched(path: Path, change: Callable[[bytearray], object], **encoding: Any) -> Path:
+def _patched(path: Path, change: Callable[[bytearray], object], width: int = 32) -> Path:
     """A clip whose bytes are changed after it was written."""
-    encode(path, waves(), **encoding)
+    encode(path, waves(width=width))
     content = bytearray(path.read_bytes())
     change(content)
     path.write_bytes(bytes(content))
@@ -177,6 +177,13 @@ def _write_gif(path: Path) -> None:
     pictures[0].save(path, "GIF", save_all=True, append_images=pictures[1:], duration=60)
 
 
+def _write_huge_gif(path: Path) -> None:
+    _write_gif(path)
+    content = bytearray(path.read_bytes())
+    content[6:10] = struct.pack("<HH", 60000, 60000)
+    path.write_bytes(bytes(content))
+
+
 def _write_jpeg(path: Path) -> None:
     Image.fromarray(waves(1)[0]).save(path, "JPEG")
 
@@ -238,6 +245,7 @@ ZOO: tuple[Beast, ...] = (
     Beast("song-with-cover.mp4", "an MP3 with a cover picture", _write_song_with_cover),
     Beast("changes-size.ts", "clips of two sizes joined byte by byte", _write_joined),
     Beast("huge-picture.avi", "60000 x 60000 in its picture headers", _write_huge_picture),
+    Beast("huge-canvas.gif", "60000 x 60000 in its header", _write_huge_gif),
     Beast("bomb.png", "a small image of 144 million pixels", _write_large_empty_picture),
     Beast("cut-off.jpg", "half of a JPEG", _write_cut_jpeg),
     Beast(
@@ -248,7 +256,7 @@ ZOO: tuple[Beast, ...] = (
     Beast("ten-bit.mp4", "10 bits a colour", lambda path: encode(path, waves(), pixel_format="yuv420p10le")),
     Beast("odd-size.webm", "97 x 53", lambda path: encode(path, waves(9, 53, 97), "libvpx-vp9", **{"cpu-used": "8"})),
     Beast("one-frame.mp4", "a single frame", lambda path: encode(path, waves(1))),
-    Beast("rotated.mp4", "48 x 32 with a quarter turn, as phones write", lambda path: _patched(path, _rotate)),
+    Beast("rotated.mp4", "48 x 32, turned by a quarter as phones do", lambda path: _patched(path, _rotate, width=48)),
     Beast(
         "fragmented.mp4",
         "fragmented, as streaming sites write",
@@ -257,3 +265,45 @@ ZOO: tuple[Beast, ...] = (
     Beast("animated.gif", "an animated GIF", _write_gif),
     Beast("picture.mp4", "a JPEG under a clip's name", _write_jpeg),
 )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two clips that may be no pair.
+
+    Attributes:
+        name: What the row is called.
+        meaning: What it is, in the words of the docs' table.
+        source: The clip before the edit: frames, height and width; the next likewise.
+        target: The clip after it.
+    """
+
+    name: str
+    meaning: str
+    source: tuple[int, int, int]
+    target: tuple[int, int, int]
+
+
+PAIRS: tuple[Pair, ...] = (
+    Pair("longer-source", "a pair whose source is longer than its target", (9, 32, 32), (5, 32, 32)),
+    Pair("other-aspect", "a pair of two shapes", (5, 32, 32), (5, 32, 48)),
+    Pair("other-size", "a pair of one shape, half as large", (5, 64, 96), (5, 32, 48)),
+    Pair("rounded-size", "a pair of 16:9 and 26:15, as 1280 x 720 made 832 x 480", (5, 180, 320), (5, 120, 208)),
+)
+_CLIP_SUFFIXES = (".mp4", ".webm", ".ts", ".avi", ".gif")
+
+
+def write_zoo(folder: Path) -> list[dict[str, str]]:
+    """Writes every clip of ZOO and PAIRS; returns their rows, each named as in the docs' table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for beast in ZOO:
+        beast.make(folder / beast.name)
+        kind = "video" if beast.name.endswith(_CLIP_SUFFIXES) else "image"
+        rows.append({kind: beast.name, "caption": "waves", "sample_id": beast.name})
+    for pair in PAIRS:
+        names = {side: f"{pair.name}-{side}.mp4" for side in ("source", "target")}
+        encode(folder / names["source"], waves(*pair.source))
+        encode(folder / names["target"], waves(*pair.target))
+        rows.append(names | {"instruction": "Make it blue.", "sample_id": pair.name})
+    return rows

@@ -57,7 +57,8 @@ def probe_row(row: Row) -> Finding:
         finding = finding._replace(
             source_width=source.width, source_height=source.height, source_num_frames=source.num_frames
         )
-    for name, side in (("target" if row.is_edit else row.kind, target), ("source", source)):
+    alone = "picture" if row.kind == "image" else "clip"
+    for name, side in (("target" if row.is_edit else alone, target), ("source", source)):
         if isinstance(side, ClipError):
             return finding._replace(rejected=f"{name} {side.reason}", is_passing=side.is_passing)
     if isinstance(target, ClipFacts) and isinstance(source, ClipFacts):
