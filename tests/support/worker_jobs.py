@@ -8,10 +8,14 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from sama_data import clips
+from sama_data.clips import Clip
 from sama_data.errors import ClipError
+from sama_data.rows import Row
 
 
 def process_id(*_: object) -> int:
@@ -62,3 +66,14 @@ def warn() -> int:
 
 def return_what_does_not_pickle() -> object:
     return lambda: None
+
+
+def load_clip(row: Row, *others: Any) -> Clip:
+    """The real one, but the names of some files are programs for its decoder."""
+    path = Path(row.target.path)
+    name = path.name
+    if name.startswith("hang"):
+        say_and_hang(path)
+    if name.startswith("crash"):
+        ctypes.string_at(0)
+    return clips.load_clip(row, *others)
