@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sama_data.dataset import Dataset
 from sama_data.media import require_protocol
+from sama_data.probe.doubts import Doubts, Loss
 from sama_data.probe.findings import KEY_COLUMNS, Findings, row_key
 from sama_data.probe.row import Finding, probe_row
 from sama_data.rows import Row
@@ -50,14 +51,15 @@ def probe_rows(
         report: Called with the number of rows that are done.
 
     Raises:
-        DataError: The journal cannot be written, workers cannot be started, or a URL cannot be read here.
+        DataError: The journal cannot be written, workers cannot be started, a URL cannot be read here, or whatever is
+            decoded on this machine hangs or crashes.
     """
     for protocol in sorted(dataset.traits.protocols):
         require_protocol(protocol)
     run = _Run(dataset, findings, timeout_seconds, report)
     with ThreadPoolExecutor(workers, "probe") as threads, WorkerPool(workers, _PRELOAD) as pool:
         try:
-            run.all(threads, pool, workers * _JOBS_PER_WORKER)
+            run.all(threads, pool, workers)
         finally:
             # Before the pool is closed: a job that begins afterwards would start a worker again.
             threads.shutdown(wait=False, cancel_futures=True)
@@ -77,19 +79,21 @@ class _Run:
         self._jobs: dict[Future[None], int] = {}
         self._keys_under_way: set[int] = set()
 
-    def all(self, threads: ThreadPoolExecutor, pool: WorkerPool, most_jobs: int) -> None:
+    def all(self, threads: ThreadPoolExecutor, pool: WorkerPool, workers: int) -> None:
+        doubts = Doubts(self._findings, workers, lambda row: self._can_be_probed(pool, row))
         for index, key in self._wanted():
             self.keys[index] = key
             if key not in self._findings and key not in self._keys_under_way:
-                if len(self._jobs) == most_jobs:
+                if len(self._jobs) == _JOBS_PER_WORKER * workers:
                     self._take_finished()
-                job = threads.submit(self._probe, pool, key, self._dataset[index])
+                job = threads.submit(self._probe, pool, doubts, key, self._dataset[index])
                 self._jobs[job] = key
                 self._keys_under_way.add(key)
             self._report(index + 1 - len(self._jobs))
         while self._jobs:
             self._take_finished()
             self._report(len(self._dataset) - len(self._jobs))
+        doubts.clear()
 
     def _wanted(self) -> Iterator[tuple[int, int]]:
         """Yields the place and the key of every row that is not rejected."""
@@ -108,12 +112,21 @@ class _Run:
             job.result()
             self.num_decoded += 1
 
-    def _probe(self, pool: WorkerPool, key: int, row: Row) -> None:
-        used_up_seconds = None
+    def _probe(self, pool: WorkerPool, doubts: Doubts, key: int, row: Row) -> None:
+        seconds = self._timeout_seconds
         try:
-            finding = pool.run(probe_row, row, timeout_seconds=self._timeout_seconds)
+            finding = pool.run(probe_row, row, timeout_seconds=seconds)
         except WorkerTimeoutError as error:
-            finding, used_up_seconds = Finding(rejected=f"decoding {error}"), self._timeout_seconds
+            doubts.add(Loss(key, row.sample_id, Finding(rejected=f"decoding {error}"), seconds))
         except WorkerDiedError as error:
-            finding = Finding(rejected=f"decoding {error}", is_passing=True)
-        self._findings.add(key, row.sample_id, finding, used_up_seconds)
+            doubts.add(Loss(key, row.sample_id, Finding(rejected=f"decoding {error}", is_passing=True), None))
+        else:
+            self._findings.add(key, row.sample_id, finding)
+            doubts.clear(row)
+
+    def _can_be_probed(self, pool: WorkerPool, row: Row) -> bool:
+        try:
+            pool.run(probe_row, row, timeout_seconds=self._timeout_seconds)
+        except (WorkerTimeoutError, WorkerDiedError):
+            return False
+        return True
