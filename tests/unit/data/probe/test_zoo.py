@@ -13,6 +13,8 @@ from sama_data.probe.manifest import ProbeReport, probe_manifest
 from sama_data.rows import Row
 from tests.support.zoo import PAIRS, ZOO, write_zoo
 
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+
 DOCUMENT = Path(__file__).resolve().parents[4] / "docs/data.md"
 HEADING = "| clip | what it is | what `data probe` says |"
 
