@@ -222,6 +222,7 @@ def _write_without_frames(path: Path) -> None:
 
 
 _UNEVEN = [0, 1000, 2000, 5000, 6000, 7000, 11000, 12000, 13000]
+_PLAYLIST = "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nfile:one-frame.mp4\n"
 _FRAGMENTS = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
 
 ZOO: tuple[Beast, ...] = (
@@ -229,6 +230,7 @@ ZOO: tuple[Beast, ...] = (
     Beast("zero-byte.mp4", "an empty file", lambda path: path.write_bytes(b"")),
     Beast("junk.mp4", "random bytes", lambda path: path.write_bytes(np.random.default_rng(6).bytes(4096))),
     Beast("text.mp4", "an error page saved as a clip", lambda path: path.write_text("<html>404 Not Found</html>" * 9)),
+    Beast("playlist.mp4", "a playlist that names another file", lambda path: path.write_text(_PLAYLIST)),
     Beast("folder.mp4", "a folder", lambda path: path.mkdir()),
     Beast(
         "header-only.mp4",
