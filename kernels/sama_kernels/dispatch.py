@@ -10,7 +10,7 @@ BUILT: dict[str, tuple[str, ...]] = {
     "flow_matching": ("reference",),
     "gate_residual": ("reference",),
     "pretext": ("reference",),
-    "qk_norm_rope": ("reference",),
+    "qk_norm_rope": ("triton", "reference"),
     "semantic_loss": ("reference",),
 }
 """The backends of every operation, the preferred one first."""
