@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 BUILT: dict[str, tuple[str, ...]] = {
-    "adaln": ("reference",),
+    "adaln": ("triton", "reference"),
     "attention": ("torch", "reference"),
     "flow_matching": ("reference",),
-    "gate_residual": ("reference",),
+    "gate_residual": ("triton", "reference"),
     "pretext": ("reference",),
     "qk_norm_rope": ("reference",),
     "semantic_loss": ("reference",),
