@@ -11,7 +11,7 @@ BUILT: dict[str, tuple[str, ...]] = {
     "gate_residual": ("triton", "reference"),
     "pretext": ("reference",),
     "qk_norm_rope": ("reference",),
-    "semantic_loss": ("reference",),
+    "semantic_loss": ("triton", "reference"),
 }
 """The backends of every operation, the preferred one first."""
 
