@@ -7,7 +7,7 @@ import os
 BUILT: dict[str, tuple[str, ...]] = {
     "adaln": ("triton", "reference"),
     "attention": ("torch", "reference"),
-    "flow_matching": ("reference",),
+    "flow_matching": ("triton", "reference"),
     "gate_residual": ("triton", "reference"),
     "pretext": ("reference",),
     "qk_norm_rope": ("reference",),
