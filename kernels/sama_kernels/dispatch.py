@@ -9,7 +9,7 @@ BUILT: dict[str, tuple[str, ...]] = {
     "attention": ("torch", "reference"),
     "flow_matching": ("triton", "reference"),
     "gate_residual": ("triton", "reference"),
-    "pretext": ("reference",),
+    "pretext": ("triton", "reference"),
     "qk_norm_rope": ("reference",),
     "semantic_loss": ("triton", "reference"),
 }
