@@ -10,7 +10,7 @@ BUILT: dict[str, tuple[str, ...]] = {
     "flow_matching": ("triton", "reference"),
     "gate_residual": ("triton", "reference"),
     "pretext": ("triton", "reference"),
-    "qk_norm_rope": ("reference",),
+    "qk_norm_rope": ("triton", "reference"),
     "semantic_loss": ("triton", "reference"),
 }
 """The backends of every operation, the preferred one first."""
