@@ -199,7 +199,8 @@ def _draw_attention(shard: Shard, device: torch.device, dtype: torch.dtype) -> I
 
 
 def _chain_attention(given: Inputs, shard: Shard) -> Outputs:
-    return (scaled_dot_product_attention(*(given[name].transpose(1, 2) for name in "qkv")).transpose(1, 2),)
+    q, k, v = (given[name].transpose(1, 2) for name in "qkv")
+    return (scaled_dot_product_attention(q, k, v).transpose(1, 2),)
 
 
 def _attention_flops(shard: Shard) -> int:
@@ -283,12 +284,17 @@ def _frame_indices(frames: Tensor) -> list[int]:
 
 def _run_pretext(given: Inputs, shard: Shard, backend: str) -> Outputs:
     frames = given["frames"]
-    return (pretext(frames, _frame_indices(frames), None, torch.bfloat16, backend=backend),)
+    return (pretext(frames, _frame_indices(frames), None, _pixel_dtype(frames), backend=backend),)
 
 
 def _chain_pretext(given: Inputs, shard: Shard) -> Outputs:
     frames = given["frames"]
-    return (pretext_reference(frames, _frame_indices(frames), None, torch.bfloat16),)
+    return (pretext_reference(frames, _frame_indices(frames), None, _pixel_dtype(frames)),)
+
+
+def _pixel_dtype(frames: Tensor) -> torch.dtype:
+    """Triton's interpreter cuts off where bfloat16 is rounded."""
+    return torch.bfloat16 if frames.is_cuda else torch.float32
 
 
 def _frames_bytes(shard: Shard, itemsize: int) -> int:

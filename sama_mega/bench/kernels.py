@@ -148,9 +148,7 @@ def _backward_of(outputs: Outputs, leaves: Sequence[Tensor]) -> Callable[[], obj
     return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
 
 
-def _rates(
-    case: KernelCase, shard: Shard, itemsize: int, forward: Spread, backward: Spread | None
-) -> dict[str, Any]:
+def _rates(case: KernelCase, shard: Shard, itemsize: int, forward: Spread, backward: Spread | None) -> dict[str, Any]:
     rates: dict[str, Any] = {"forward_bytes_per_second": case.forward_bytes(shard, itemsize) / forward.median}
     if backward is not None and case.backward_bytes is not None:
         rates["backward_bytes_per_second"] = case.backward_bytes(shard, itemsize) / backward.median
@@ -167,9 +165,7 @@ class _KernelParity:
     def __init__(self, case: KernelCase, shard: Shard, device: torch.device, dtype: torch.dtype) -> None:
         self._case, self._shard = case, shard
         self._given = case.draw(shard, device, dtype)
-        wide = {
-            name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in self._given.items()
-        }
+        wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in self._given.items()}
         self._exact = self._results(case.chain, wide)
         # What is computed in float32 throughout need not be as exact as another order of summation happens to be.
         self._floor = FLOAT32_FLOOR

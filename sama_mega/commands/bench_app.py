@@ -21,6 +21,28 @@ ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="W
 RESULTS = Path("kernels/bench/results")
 
 
+@app.command("kernels")
+def bench_kernels(
+    kernel: Annotated[
+        list[str] | None, typer.Option(help="Such as adaln or attention; repeat for several (default: all).")
+    ] = None,
+    model: ModelOption = "",
+    workload: Annotated[str, typer.Option(help="81-frames, 49-frames, images or toy (default: by the device).")] = "",
+    tensor: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks of which one is timed.")] = 1,
+    rounds: RoundsOption = 20,
+    compile_reference: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Also the reference as torch.compile makes it.")
+    ] = True,
+    as_json: JsonOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Time every operation by every backend that runs here: parity first."""
+    from sama_mega.commands import bench_kernels as command
+
+    status = command.run(kernel or [], model, workload, tensor, rounds, compile_reference, as_json, results)
+    raise typer.Exit(status)
+
+
 @app.command("layer")
 def bench_layer(
     model: ModelOption = "",
