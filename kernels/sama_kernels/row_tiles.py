@@ -47,11 +47,17 @@ class RowPlan:
         return self.programs, self.batch
 
 
-def plan_rows(x: Tensor, num_read: int) -> RowPlan:
-    """Cuts ``[S, B, W]``, none of them 0, for a kernel that reads so many tensors of this shape."""
+def plan_rows(x: Tensor, num_read: int, most_warps: int = 8) -> RowPlan:
+    """Cuts ``[S, B, W]``, none of them 0.
+
+    Args:
+        x: Of this shape.
+        num_read: How many such tensors the kernel reads.
+        most_warps: For one row: twice as many where a kernel holds so much that registers would not last.
+    """
     num_tokens, batch, width = x.shape
     head = max(1, triton.next_power_of_2(width) // 2)
-    warps = min(max(head // _FEATURES_PER_WARP, 1), 8)
+    warps = min(max(head // _FEATURES_PER_WARP, 1), most_warps)
     slots = _PROGRAMS_WITHOUT_PROCESSORS
     if x.is_cuda:
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count

@@ -141,8 +141,9 @@ class _ResidualNorm(torch.autograd.Function):
         d_residual, dy = (with_dense_rows(gradient) for gradient in gradients)
         dx = residual.new_empty(residual.shape)
         d_branch = dx if gate is None else branch.new_empty(branch.shape)
-        plan = plan_rows(residual, num_read=3 if gate is None else 4)
-        num_sums = 2 if gate is None else 3
+        # With a gate three sums, two factors and three rows are held at once.
+        num_sums, num_read, most_warps = (2, 3, 8) if gate is None else (3, 4, 16)
+        plan = plan_rows(residual, num_read, most_warps)
         sums = dx.new_empty(plan.batch, plan.programs, num_sums, dx.shape[-1], dtype=torch.float32)
         residual_norm_backward[plan.grid](
             d_residual,
