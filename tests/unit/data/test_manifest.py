@@ -536,3 +536,22 @@ def test_json_that_python_cannot_hold_is_one_line(tmp_path, more):
     (tmp_path / "m.jsonl").write_text('{"video": "c.mp4", "caption": "A cat.", ' + more + "}\n")
     with pytest.raises(DataError, match=r"m\.jsonl line 1: "):
         load_manifest(tmp_path / "m.jsonl")
+
+
+def test_the_digest_of_the_order_knows_what_is_drawn_and_nothing_else(tmp_path):
+    def digest(*records: dict) -> str:
+        return load_manifest(write_lines(tmp_path / "m.jsonl", *records)).order_digest()
+
+    same = [EDIT, RAW, {"image": "d.png", "caption": "A dog."}]
+    assert digest(*same) == digest(*(row | {"if_score": 9, "width": 8} for row in same))
+    write_parquet(load_manifest(tmp_path / "m.jsonl"), tmp_path / "m.parquet")
+    assert load_manifest(tmp_path / "m.parquet").order_digest() == digest(*same)
+    others = [
+        [RAW, EDIT, same[2]],
+        [*same, EDIT],
+        same[:2],
+        [EDIT, RAW | {"rejected": "is empty"}, same[2]],
+        [EDIT, RAW | {"kind": "image"}, same[2]],
+        [EDIT, RAW | {"frame_start": 1}, same[2]],
+    ]
+    assert len({digest(*rows) for rows in others} | {digest(*same)}) == 1 + len(others)
