@@ -130,6 +130,8 @@ def _places(parts: Sequence[Part], rows: Sequence[int]) -> tuple[int, ...]:
         )
     places = tuple(max(1, round(count)) if count else 0 for count in wanted)
     for part, given, asked in zip(parts, places, wanted, strict=True):
+        if not given:
+            continue
         share, asked_share = given / sum(places), asked / sum(wanted)
         if abs(share - asked_share) > _MOST_ROUNDING * asked_share:
             _LOGGER.warning(

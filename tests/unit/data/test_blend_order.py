@@ -206,3 +206,13 @@ def test_weights_that_make_an_endless_epoch_are_refused(tmp_path):
     path.write_text('{"video": "c.mp4", "caption": "A cat."}\n')
     with pytest.raises(DataError, match="divide all weights"):
         make_streams(load_blend([(path, 1e12), (path, 1.0)]), LoaderSettings(0, 4))
+
+
+def test_a_part_may_lack_a_kind(tmp_path, caplog):
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    paths[0].write_text('{"video": "c.mp4", "caption": "A cat."}\n' * 4)
+    paths[1].write_text('{"image": "c.png", "caption": "A cat."}\n' * 4)
+    for manifests in ([(paths[0], 1.0)], [(paths[0], 0.5), (paths[1], 1.0)]):
+        streams = make_streams(load_blend(manifests), LoaderSettings(4, 4))
+        assert [stream.part_places for stream in streams][-1][0] in (4, 2)
+    assert "rounded" not in caplog.text
