@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sama_data.errors import DataError
@@ -282,3 +284,22 @@ def test_names_with_more_and_with_fewer_folders_are_those_of_one_clip(tmp_path):
     rows = [("up/to/t.mp4", "One.", "up/to/s.mp4"), ("to/t.mp4", "Two.", "to/s.mp4"), ("up/to/t.mp4", "3.", "to/s.mp4")]
     source = write_files(write_clips(tmp_path / "src", "to/s.mp4", "to/t.mp4"), {"metadata.csv": metadata(*rows)})
     assert [row["instruction"] for row in ingested("diffsynth", source).rows] == ["One.", "Two.", "3."]
+
+
+def test_a_list_is_not_replaced_by_its_manifest(tmp_path):
+    source = many(tmp_path / "src", 3, {1})
+    before = (source / "metadata.csv").read_bytes()
+    for given in (source, source / "metadata.csv"):
+        with pytest.raises(DataError, match="is one of the lists that are read"):
+            ingest("diffsynth", given, source / "metadata.csv")
+    assert (source / "metadata.csv").read_bytes() == before
+
+
+def test_a_manifest_of_before_is_not_read_as_a_list(tmp_path):
+    """It would double every row."""
+    rows = [{"source_video": "s.mp4", "video": "t.mp4", "prompt": "Do."}]
+    source = write_clips(tmp_path / "src", "s.mp4", "t.mp4")
+    pq.write_table(pa.Table.from_pylist(rows), source / "list.parquet")
+    assert ingest("sama_edit_filtered", source, source / "m.parquet").rows == 1
+    with pytest.raises(DataError, match="is one of the lists that are read"):
+        ingest("sama_edit_filtered", source, source / "m.parquet")
