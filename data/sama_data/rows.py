@@ -18,7 +18,7 @@ IMAGE_NAME = r"[^/]\.(png|jpg|jpeg|webp)"
 # A signed URL goes on behind its path.
 IMAGE_ENDING = rf"({IMAGE_NAME}|://[^?]*{IMAGE_NAME}\?.*)"
 _ENDS_AS_IMAGE = re.compile(rf"{IMAGE_ENDING}\Z", re.IGNORECASE)
-TEXT_COLUMNS = ("task", "dataset", "licence", "codec", "rejected", "unscored")
+TEXT_COLUMNS = ("task", "dataset", "licence", "codec", "pixel_format", "rejected", "unscored")
 COUNT_COLUMNS = {  # with the least value
     "width": 1,
     "height": 1,
@@ -26,6 +26,8 @@ COUNT_COLUMNS = {  # with the least value
     "source_width": 1,
     "source_height": 1,
     "source_num_frames": 1,
+    "rotation": 0,
+    "bit_depth": 1,
     "frame_start": 0,
     "frame_end": 1,
     "source_offset": 0,
@@ -35,7 +37,7 @@ COUNT_COLUMNS = {  # with the least value
 }
 MOST_COUNTED = 2**63 - 1
 FLAG_COLUMNS = ("variable_fps",)
-NUMBER_COLUMNS = ("fps", "if_score", "vq_score", "cp_score", "mc_score")
+NUMBER_COLUMNS = ("fps", "duration_seconds", "if_score", "vq_score", "cp_score", "mc_score")
 PATH_COLUMNS = ("source", "target", "video", "image")
 KNOWN_COLUMNS: tuple[str, ...] = (
     *PATH_COLUMNS,
@@ -73,6 +75,11 @@ class Row:
         source_height: The source's height.
         source_num_frames: The source's frames.
         codec: The target's codec, as FFmpeg calls it, where known.
+        pixel_format: How the target's pixels are stored, as FFmpeg (of a still image, Pillow) calls it, where known.
+        bit_depth: Bits of one of its colour values, where known.
+        rotation: By how many degrees counter-clockwise the stored target is turned to be upright, where known; `width`
+            and `height` are those of the upright picture.
+        duration_seconds: How long the frames that are used are shown, where known.
         variable_fps: Whether the target's frames come at uneven times, where known.
         rejected: Why the row must not be trained on; None for a good one.
         unscored: Why it has no scores although they were asked for.
@@ -101,6 +108,10 @@ class Row:
     source_height: int | None = None
     source_num_frames: int | None = None
     codec: str | None = None
+    pixel_format: str | None = None
+    bit_depth: int | None = None
+    rotation: int | None = None
+    duration_seconds: float | None = None
     variable_fps: bool | None = None
     rejected: str | None = None
     unscored: str | None = None

@@ -173,6 +173,7 @@ class DataRecipe(Section):
     image_weight: PositiveFloat = 1.0
     prefetch_steps: NonNegativeInt = 2
     decode_threads: PositiveInt = 1
+    decode_timeout_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 60.0
     text_dropout: Share = 0.1
     max_bad_share: Share = 0.5
     decoded_cache_mib: NonNegativeInt = 0
@@ -288,7 +289,7 @@ class TrainRecipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Literal["none", "selective", "selective_ffn", "full"] = "none"
     skip_loss_above: PositiveFloat | None = None
     skip_grad_norm_above: PositiveFloat | None = None
     max_skipped_steps: PositiveInt = 20

@@ -230,8 +230,8 @@ def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, fol
 def _batches(
     loader: SampleLoader, run: Run, checkpoints: CheckpointHook, life: ThisLife, pace: Pace
 ) -> Generator[StepSamples]:
-    """The remaining steps' samples, until a save fails or a newer life begins; closing it ends the reading threads."""
-    with closing(loader.prefetching(run.start_step, max(0, run.total_steps - run.start_step))) as steps:
+    """The remaining steps' samples, until a save fails or a newer life begins; closing it ends what reads them."""
+    with loader, closing(loader.prefetching(run.start_step, max(0, run.total_steps - run.start_step))) as steps:
         while True:
             with pace.reading():
                 samples = next(steps, None)

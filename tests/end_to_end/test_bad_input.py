@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +23,7 @@ from tests.support.tiny_recipe import (
     tiny_overrides,
     tiny_world,
 )
+from tests.support.zoo import write_sound
 
 Capture = pytest.CaptureFixture[str]
 
@@ -187,17 +187,6 @@ def test_a_stream_without_rows_is_said_once_in_the_log(world: Path, tmp_path: Pa
 
 
 # --- clips ----------------------------------------------------------------------------------------
-
-
-def write_sound(path: Path) -> None:
-    """An mp4 without a picture."""
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("aac", rate=16000)
-        for _ in range(8):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-            frame.sample_rate = 16000
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 BAD_CLIPS: dict[str, tuple[Callable[[Path, bytes], object], str]] = {

@@ -23,5 +23,5 @@ def adaln(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float, backend: str =
 
     Source: DiT's adaptive layer norm as Wan2.1 uses it.
     """
-    choose_backend("adaln", backend)
+    choose_backend("adaln", backend, x.device.type)
     return adaln_reference(x, shift, scale, eps)

@@ -31,7 +31,7 @@ def add_noise(x: Tensor, noise: Tensor, sigma: Tensor, *, backend: str = "auto")
 
     Source: SAMA (arXiv 2603.19228), flow matching; Cynthiazxy123/SAMA@5c6bb5b FlowMatchScheduler.add_noise.
     """
-    choose_backend("flow_matching", backend)
+    choose_backend("flow_matching", backend, x.device.type)
     _check_same_shape("add_noise", "noise", noise, "x", x)
     _check_one_per_sample("add_noise", "sigma", sigma, x)
     return add_noise_reference(x, noise, sigma)
@@ -51,7 +51,7 @@ def velocity_target(x: Tensor, noise: Tensor, *, backend: str = "auto") -> Tenso
     Raises:
         ValueError: Shapes do not match, or the backend is not built.
     """
-    choose_backend("flow_matching", backend)
+    choose_backend("flow_matching", backend, x.device.type)
     _check_same_shape("velocity_target", "noise", noise, "x", x)
     return velocity_target_reference(x, noise)
 
@@ -71,7 +71,7 @@ def weighted_mse(velocity: Tensor, target: Tensor, weight: Tensor | None = None,
     Raises:
         ValueError: Shapes do not match, or the backend is not built.
     """
-    choose_backend("flow_matching", backend)
+    choose_backend("flow_matching", backend, velocity.device.type)
     _check_same_shape("weighted_mse", "target", target, "velocity", velocity)
     if weight is not None:
         _check_one_per_sample("weighted_mse", "weight", weight, velocity)

@@ -20,5 +20,5 @@ def gate_residual(x: Tensor, branch: Tensor, gate: Tensor, *, backend: str = "au
     Returns:
         ``[S, B, width]`` in x's dtype; x is not changed.
     """
-    choose_backend("gate_residual", backend)
+    choose_backend("gate_residual", backend, x.device.type)
     return gate_residual_reference(x, branch, gate)

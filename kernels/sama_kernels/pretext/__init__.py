@@ -39,7 +39,7 @@ def pretext(
 
     Source: SAMA (arXiv 2603.19228), motion alignment.
     """
-    choose_backend("pretext", backend)
+    choose_backend("pretext", backend, frames.device.type)
     if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[-1] != 3:
         raise ValueError(f"pretext: frames must be uint8 [T, H, W, 3], not {frames.dtype} {tuple(frames.shape)}")
     indices = [int(index) for index in frame_indices]

@@ -44,5 +44,5 @@ def qk_norm_rope(
 
     Source: Wan2.1 self-attention (norm over dim, then rope), Cynthiazxy123/SAMA@5c6bb5b.
     """
-    choose_backend("qk_norm_rope", backend)
+    choose_backend("qk_norm_rope", backend, q.device.type)
     return qk_norm_rope_reference(q, k, q_weight, k_weight, rope, full_width, eps, sum_over_ranks)

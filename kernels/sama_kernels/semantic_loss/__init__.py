@@ -34,7 +34,7 @@ def semantic_head(
 
     Source: SAMA section 3.3; ``SemanticDiffusionHead`` in Cynthiazxy123/SAMA@5c6bb5b.
     """
-    choose_backend("semantic_loss", backend)
+    choose_backend("semantic_loss", backend, hidden.device.type)
     return semantic_head_reference(hidden, norm_weight, norm_bias, weight, bias, eps)
 
 
@@ -66,6 +66,6 @@ def semantic_loss(
     Returns:
         ``[B]`` float32 sums.
     """
-    choose_backend("semantic_loss", backend)
+    choose_backend("semantic_loss", backend, hidden.device.type)
     predicted = semantic_head_reference(hidden, norm_weight, norm_bias, weight, bias, eps)
     return (predicted.float() - target.float()).abs().sum(dim=(0, 2))

@@ -1,0 +1,1 @@
+"""Benchmarks: parity first, then time, against named baselines in the same run."""
