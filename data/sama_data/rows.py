@@ -15,7 +15,9 @@ Kind = Literal["image", "video"]
 
 # A suffix wants something in front of it: a file may be called ".png".
 IMAGE_NAME = r"[^/]\.(png|jpg|jpeg|webp)"
-_ENDS_AS_IMAGE = re.compile(rf"{IMAGE_NAME}\Z", re.IGNORECASE)
+# A signed URL goes on behind its path.
+IMAGE_ENDING = rf"({IMAGE_NAME}|://[^?]*{IMAGE_NAME}\?.*)"
+_ENDS_AS_IMAGE = re.compile(rf"{IMAGE_ENDING}\Z", re.IGNORECASE)
 TEXT_COLUMNS = ("task", "dataset", "licence", "codec", "pixel_format", "rejected", "unscored")
 COUNT_COLUMNS = {  # with the least value
     "width": 1,
@@ -57,7 +59,8 @@ class Row:
     Attributes:
         index: Its place in the dataset, from 0: the number that noise is keyed by.
         sample_id: Its stable name, unique in the dataset.
-        kind: Whether it is drawn as an image or as a video; as given, or told from the target's extension.
+        kind: Whether it is drawn as an image or as a video; as given, or told from the column or the
+            target's extension.
         source: The clip before the edit; None for a raw clip with a caption.
         target: The clip after the edit, or the raw clip.
         text: The instruction of an edit, the caption of a raw clip.
@@ -139,7 +142,7 @@ def parse_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     Raises:
         DataError: A needed key is absent or a value has the wrong type or range.
     """
-    present = {key: value for key, value in record.items() if key in KNOWN_COLUMNS and not _is_absent(value)}
+    present = {key: value for key, value in record.items() if key in KNOWN_COLUMNS and not is_absent(value)}
     source, target, text = _paths_and_text(present, record, place)
     row: dict[str, Any] = {"source": source, "target": target, "text": text}
     for column in ("sample_id", *TEXT_COLUMNS):
@@ -151,7 +154,8 @@ def parse_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     for column in NUMBER_COLUMNS:
         row[column] = _number(present[column], column, place) if column in present else None
     _check_members(row, place)
-    row["kind"] = _kind(present.get("kind"), row, place)
+    is_picture = source is None and "image" in present
+    row["kind"] = _kind(present.get("kind"), row, is_picture, place)
     row["frame_start"] = row["frame_start"] or 0
     if row["frame_end"] is not None and row["frame_end"] <= row["frame_start"]:
         start, end = row["frame_start"], row["frame_end"]
@@ -194,12 +198,14 @@ def _check_members(row: Mapping[str, Any], place: str) -> None:
         raise DataError(f"{place}: source_offset without a source: a raw clip's bytes are target_offset, target_bytes")
 
 
-def _kind(given: Any, row: Mapping[str, Any], place: str) -> Kind:
-    """The kind that is given, else the one that whole files' names tell."""
+def _kind(given: Any, row: Mapping[str, Any], is_picture: bool, place: str) -> Kind:
+    """The kind that is given, else a raw clip's column image, else what whole files' names tell."""
     if given is not None:
         if given not in ("image", "video"):
             raise DataError(f"{place}: kind must be 'image' or 'video', not {given!r}")
         return "image" if given == "image" else "video"
+    if is_picture:
+        return "image"
     source, target = row["source"], row["target"]
     if row["source_offset"] is not None or row["target_offset"] is not None:
         raise DataError(f"{place}: needs kind, 'image' or 'video': the name of a file does not tell what its parts are")
@@ -208,7 +214,8 @@ def _kind(given: Any, row: Mapping[str, Any], place: str) -> Kind:
     return kind_of(target)
 
 
-def _is_absent(value: Any) -> bool:
+def is_absent(value: Any) -> bool:
+    """Whether a manifest's value stands for none: null, or the NaN that pandas writes for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -242,6 +249,10 @@ def _flag(value: Any, column: str, place: str) -> bool:
 
 
 def _number(value: Any, column: str, place: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        is_number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # JSON's whole numbers may have any length
+        is_number = False
+    if not is_number:
         raise DataError(f"{place}: {column} must be a number, not {value!r}")
     return float(value)
