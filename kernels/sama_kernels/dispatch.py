@@ -11,6 +11,7 @@ BUILT: dict[str, tuple[str, ...]] = {
     "gate_residual": ("reference",),
     "pretext": ("reference",),
     "qk_norm_rope": ("triton", "reference"),
+    "rope_attention": ("triton", "reference"),
     "semantic_loss": ("reference",),
 }
 """The backends of every operation, the preferred one first."""
