@@ -110,11 +110,15 @@ class _Launch:
         return TensorDescriptor(view, list(view.shape), list(view.stride()), [1, 1, tokens, self.dim])
 
     def query_grid(self, query: Tensor, tokens: int) -> tuple[int, int, int]:
-        longest, samples = _extent(query, self.packing and (self.packing.longest_query, self.packing.query_starts))
+        longest, samples = query.shape[1], query.shape[0]
+        if self.packing is not None:
+            longest, samples = self.packing.longest_query, self.packing.query_starts.numel() - 1
         return triton.cdiv(longest, tokens), query.shape[2], samples
 
     def key_grid(self, key: Tensor, tokens: int) -> tuple[int, int, int]:
-        longest, samples = _extent(key, self.packing and (self.packing.longest_key, self.packing.key_starts))
+        longest, samples = key.shape[1], key.shape[0]
+        if self.packing is not None:
+            longest, samples = self.packing.longest_key, self.packing.key_starts.numel() - 1
         return triton.cdiv(longest, tokens), key.shape[2], samples
 
     @property
@@ -124,10 +128,6 @@ class _Launch:
     @property
     def key_starts(self) -> Tensor | None:
         return self.packing.key_starts if self.packing else None
-
-
-def _extent(x: Tensor, packed: tuple[int, Tensor] | None) -> tuple[int, int]:
-    return (packed[0], packed[1].numel() - 1) if packed else (x.shape[1], x.shape[0])
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
