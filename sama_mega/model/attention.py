@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sama_kernels.attention import attention
 from sama_kernels.qk_norm_rope import RopeTables, SumOverRanks, qk_norm_rope
 from sama_mega.config.schema import Recipe
+from sama_mega.model.attention_choice import AttentionChoice, always
 from sama_mega.model.context_attention import context_attention
 from sama_mega.model.norms import FullWidthNormWeight
 from sama_mega.model.parallel_layers import ColumnLinear, RowLinear
@@ -20,7 +21,13 @@ from sama_mega.parallel.runtime import ParallelContext
 
 
 class AttentionHeads(nn.Module):
-    """What self- and cross-attention share: local heads, full-width q/k norm, output projection."""
+    """What self- and cross-attention share: local heads, full-width q/k norm, output projection.
+
+    Attributes:
+        attention_choice: The backend of each shape; the recipe's until somebody who measured sets it.
+    """
+
+    attention_choice: AttentionChoice
 
     def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
         super().__init__()
@@ -29,6 +36,7 @@ class AttentionHeads(nn.Module):
         self.local_heads = recipe.model.num_heads // context.layout.tensor
         self.eps = recipe.model.norm_eps
         self.kernels = recipe.kernels
+        self.attention_choice = always(recipe.kernels.attention)
         local_width = self.local_heads * self.head_dim
         self.norm_q = FullWidthNormWeight(local_width, config, context)
         self.norm_k = FullWidthNormWeight(local_width, config, context)
@@ -78,8 +86,8 @@ class SelfAttention(AttentionHeads):
         """``[s, B, dim]`` -> ``[s, B, dim]``; of the whole sequence only the first ``num_tokens`` are no padding."""
         q, k, v = self._split_heads(self.linear_qkv(x), 3)
         q, k = self._norm(q, k, rope)
-        backend = self.kernels.attention
-        return self._project(context_attention(q, k, v.transpose(0, 1), num_tokens, self._context, backend=backend))
+        choice = self.attention_choice
+        return self._project(context_attention(q, k, v.transpose(0, 1), num_tokens, self._context, choice=choice))
 
 
 class CrossAttention(AttentionHeads):
@@ -101,4 +109,5 @@ class CrossAttention(AttentionHeads):
         (q,) = self._split_heads(self.q(x), 1)
         k, v = self._split_heads(self.linear_kv(text), 2)
         q, k = self._norm(q, k, None)
-        return self._project(attention(q, k, v.transpose(0, 1), backend=self.kernels.attention))
+        backend = self.attention_choice.backend(q.shape[1], k.shape[1])
+        return self._project(attention(q, k, v.transpose(0, 1), backend=backend))

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sama_kernels.attention import attention
+from sama_mega.model.attention_choice import AttentionChoice
 from sama_mega.parallel.runtime import ParallelContext
 
 
 def context_attention(
-    q: Tensor, k: Tensor, v: Tensor, num_tokens: int, context: ParallelContext, *, backend: str
+    q: Tensor, k: Tensor, v: Tensor, num_tokens: int, context: ParallelContext, *, choice: AttentionChoice
 ) -> Tensor:
     """Attends from this rank's tokens to all real tokens of the sequence.
 
@@ -34,7 +35,7 @@ def context_attention(
         v: ``[B, s, h, D]``.
         num_tokens: N.
         context: The running layout.
-        backend: Of `sama_kernels.attention`.
+        choice: The backend of each shape.
 
     Returns:
         ``[B, s, h, D]``.
@@ -46,6 +47,7 @@ def context_attention(
     num_queries = min(max(num_tokens - gathering.rank() * num_held, 0), num_held)
     if gathering.size() > 1:
         k, v = gather_tokens(k, v, gathering)
+    backend = choice.backend(num_held, num_tokens)
     mixed = attention(q[:, :num_queries], k[:, :num_tokens], v[:, :num_tokens], backend=backend)
     if num_queries < num_held:
         mixed = pad(mixed, (0, 0, 0, 0, 0, num_held - num_queries))

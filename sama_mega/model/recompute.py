@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+import sama_kernels.attention.operation  # noqa: F401  registers it
+
 _aten = torch.ops.aten
 _KEPT_OPERATIONS = frozenset(
     {
@@ -20,6 +22,7 @@ _KEPT_OPERATIONS = frozenset(
         _aten._scaled_dot_product_flash_attention_for_cpu.default,
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,
+        torch.ops.sama_kernels.flash_attention.default,
     }
 )
 """Matrix products and attention: three quarters of the FLOPs; element-wise chains are cheap to run again."""
