@@ -11,6 +11,7 @@ BUILT: dict[str, tuple[str, ...]] = {
     "gate_residual": ("triton", "reference"),
     "pretext": ("triton", "reference"),
     "qk_norm_rope": ("triton", "reference"),
+    "rope_attention": ("triton", "reference"),
     "semantic_loss": ("triton", "reference"),
 }
 """The backends of every operation, the preferred one first."""

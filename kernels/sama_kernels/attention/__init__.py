@@ -22,5 +22,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
         ``[B, S, h, D]`` in q's dtype.
     """
     if choose_backend("attention", backend, q.device.type) == "reference":
-        return attention_reference(q, k, v)
+        return attention_reference(q, k, v)[0]
     return scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
