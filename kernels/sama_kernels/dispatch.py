@@ -6,11 +6,12 @@ import os
 
 BUILT: dict[str, tuple[str, ...]] = {
     "adaln": ("triton", "reference"),
-    "attention": ("torch", "reference"),
+    "attention": ("flash4", "cudnn", "te", "triton", "torch", "reference"),
     "flow_matching": ("triton", "reference"),
     "gate_residual": ("triton", "reference"),
     "pretext": ("triton", "reference"),
     "qk_norm_rope": ("triton", "reference"),
+    "rope_attention": ("triton", "reference"),
     "semantic_loss": ("triton", "reference"),
 }
 """The backends of every operation, the preferred one first."""
@@ -31,8 +32,8 @@ def choose_backend(operation: str, requested: str, device_type: str) -> str:
     """Resolves a requested backend to one that exists and runs here, never silently to another one.
 
     ``auto`` is triton on CUDA and the reference elsewhere. For attention it is torch's: the faster libraries differ
-    by shape and by what is installed, so whoever holds the shapes measures them and asks by name
-    (`sama_kernels.attention.measure`).
+    by shape and by what is installed, so whoever knows the shapes measures them once and asks by name
+    (`sama_kernels.attention.measure`). Whether a library is installed, attention says itself.
 
     Args:
         operation: A key of BUILT.

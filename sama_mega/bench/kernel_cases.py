@@ -18,7 +18,8 @@ from sama_kernels.flow_matching import add_noise, weighted_mse
 from sama_kernels.gate_residual import gate_residual, gate_residual_norm, residual_adaln
 from sama_kernels.pretext import BLACK_FRAME, pretext
 from sama_kernels.pretext.reference import pretext_reference
-from sama_kernels.qk_norm_rope import build_rope_tables, qk_norm_rope
+from sama_kernels.qk_norm_rope import RopeTables, build_rope_tables, qk_norm_rope
+from sama_kernels.rope_attention import rope_attention
 from sama_kernels.semantic_loss import semantic_loss
 from sama_mega.bench.inputs import EPS, draw_rotation
 from sama_mega.bench.shapes import ModelSize, Workload
@@ -160,9 +161,9 @@ def _draw_heads(shard: Shard, device: torch.device, dtype: torch.dtype) -> Input
     }
 
 
-def _run_qk_norm_rope(given: Inputs, shard: Shard, backend: str) -> Outputs:
+def _rope_of(shard: Shard, device: torch.device) -> RopeTables:
     work = shard.work
-    rope = build_rope_tables(
+    return build_rope_tables(
         shard.size.head_dim,
         work.grid,
         work.num_semantic,
@@ -171,8 +172,12 @@ def _run_qk_norm_rope(given: Inputs, shard: Shard, backend: str) -> Outputs:
         rotate_semantic_to_zero=True,
         first_token=0,
         num_tokens=work.num_tokens,
-        device=given["qkv"].device,
+        device=device,
     )
+
+
+def _run_qk_norm_rope(given: Inputs, shard: Shard, backend: str) -> Outputs:
+    rope = _rope_of(shard, given["qkv"].device)
     q, k, _ = given["qkv"].unbind(-2)
     return qk_norm_rope(
         q, k, given["q_weight"], given["k_weight"], rope=rope, full_width=shard.size.dim, eps=EPS, backend=backend
@@ -187,9 +192,13 @@ def _chain_qk_norm_rope(given: Inputs, shard: Shard) -> Outputs:
         wide = x if x.dtype == torch.float64 else x.float()
         mean_square = wide.square().sum(dim=(-2, -1), keepdim=True) / shard.size.dim
         normed = (wide * torch.rsqrt(mean_square + EPS)).to(x.dtype) * given[name].view(x.shape[-2:])
-        pairs = torch.view_as_complex(normed.double().unflatten(-1, (-1, 2)))
-        results.append(torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype).transpose(0, 1).contiguous())
+        results.append(_turn(normed, rotation).transpose(0, 1).contiguous())
     return tuple(results)
+
+
+def _turn(x: Tensor, rotation: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
 def _draw_attention(shard: Shard, device: torch.device, dtype: torch.dtype) -> Inputs:
@@ -201,6 +210,18 @@ def _draw_attention(shard: Shard, device: torch.device, dtype: torch.dtype) -> I
 def _chain_attention(given: Inputs, shard: Shard) -> Outputs:
     q, k, v = (given[name].transpose(1, 2) for name in "qkv")
     return (scaled_dot_product_attention(q, k, v).transpose(1, 2),)
+
+
+def _run_rope_attention(given: Inputs, shard: Shard, backend: str) -> Outputs:
+    rope = _rope_of(shard, given["q"].device)
+    output, _ = rope_attention(given["q"], given["k"], given["v"], query_rope=rope, key_rope=rope, backend=backend)
+    return (output,)
+
+
+def _chain_rope_attention(given: Inputs, shard: Shard) -> Outputs:
+    rotation = draw_rotation(shard.size, shard.work, given["q"].device)[:, None]
+    turned = {name: _turn(given[name], rotation) for name in "qk"}
+    return _chain_attention(given | turned, shard)
 
 
 def _attention_flops(shard: Shard) -> int:
@@ -357,6 +378,16 @@ CASES: dict[str, KernelCase] = {
         _chain_attention,
         lambda shard, itemsize: 4 * _numel(shard.heads) * itemsize,
         lambda shard, itemsize: 8 * _numel(shard.heads) * itemsize,
+        _attention_flops,
+    ),
+    "rope_attention": KernelCase(
+        "rope_attention",
+        _draw_attention,
+        ("q", "k", "v"),
+        _run_rope_attention,
+        _chain_rope_attention,
+        lambda shard, itemsize: 6 * _numel(shard.heads) * itemsize,
+        lambda shard, itemsize: 10 * _numel(shard.heads) * itemsize,
         _attention_flops,
     ),
     "semantic_loss": KernelCase(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from sama_kernels.dispatch import require_built
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
+from sama_mega.model.attention import AttentionHeads
+from sama_mega.model.attention_choice import choose_attention
 from sama_mega.model.config import transformer_config
 from sama_mega.model.initialize import initialize_weights
 from sama_mega.model.sama_dit import ModelInput, ModelOutput, SamaDiT
@@ -32,7 +34,12 @@ def build_model(recipe: Recipe, context: ParallelContext, *, initialize: bool = 
     check_kernels(recipe, context.device.type)
     assert sum(context.layout.stage_layers) == recipe.model.num_layers, (context.layout, recipe.model.num_layers)
     config = transformer_config(recipe, context.layout)
+    choice = choose_attention(recipe, context)
     stages = [SamaDiT(recipe, config, context, context.layout.stage(index)) for index in context.stages]
+    for stage in stages:
+        for module in stage.modules():
+            if isinstance(module, AttentionHeads):
+                module.attention_choice = choice
     if initialize:
         for stage in stages:
             initialize_weights(stage, recipe.train.seed)

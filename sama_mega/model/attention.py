@@ -13,6 +13,7 @@ from sama_kernels.attention import attention
 from sama_kernels.keep import Keep
 from sama_kernels.qk_norm_rope import RopeTables, SumOverRanks, qk_norm_rope
 from sama_mega.config.schema import Recipe
+from sama_mega.model.attention_choice import AttentionChoice, always
 from sama_mega.model.context_attention import context_attention
 from sama_mega.model.norms import FullWidthNormWeight
 from sama_mega.model.parallel_layers import ColumnLinear, RowLinear
@@ -22,7 +23,13 @@ from sama_mega.parallel.runtime import ParallelContext
 
 
 class AttentionHeads(nn.Module):
-    """What self- and cross-attention share: local heads, full-width q/k norm, output projection."""
+    """What self- and cross-attention share: local heads, full-width q/k norm, output projection.
+
+    Attributes:
+        attention_choice: The backend of each shape; the recipe's until somebody who measured sets it.
+    """
+
+    attention_choice: AttentionChoice
 
     def __init__(self, recipe: Recipe, config: TransformerConfig, context: ParallelContext) -> None:
         super().__init__()
@@ -31,6 +38,7 @@ class AttentionHeads(nn.Module):
         self.local_heads = recipe.model.num_heads // context.layout.tensor
         self.eps = recipe.model.norm_eps
         self.kernels = recipe.kernels
+        self.attention_choice = always(recipe.kernels.attention)
         local_width = self.local_heads * self.head_dim
         self.norm_q = FullWidthNormWeight(local_width, config, context)
         self.norm_k = FullWidthNormWeight(local_width, config, context)
@@ -86,7 +94,7 @@ class SelfAttention(AttentionHeads):
             v.transpose(0, 1),
             num_tokens,
             self._context,
-            backend=self.kernels.attention,
+            choice=self.attention_choice,
             keep=activations.keep("attention"),
         )
         return self._project(mixed, activations.keep("attention_output"))
@@ -111,6 +119,6 @@ class CrossAttention(AttentionHeads):
         (q,) = self._split_heads(self.q(x, activations.keep("cross_q")), 1)
         k, v = self._split_heads(self.linear_kv(text, activations.keep("cross_kv")), 2)
         q, k = self._norm(q, k, None)
-        keep = activations.keep("cross_attention")
-        mixed = attention(q, k, v.transpose(0, 1), backend=self.kernels.attention, keep=keep)
+        backend = self.attention_choice.backend(q.shape[1], k.shape[1])
+        mixed = attention(q, k, v.transpose(0, 1), backend=backend, keep=activations.keep("cross_attention"))
         return self._project(mixed, activations.keep("cross_output"))

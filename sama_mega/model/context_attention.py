@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from sama_kernels.attention import attention
 from sama_kernels.keep import Keep, compute_now
+from sama_mega.model.attention_choice import AttentionChoice
 from sama_mega.parallel.runtime import ParallelContext
 
 
@@ -29,7 +30,7 @@ def context_attention(
     num_tokens: int,
     context: ParallelContext,
     *,
-    backend: str,
+    choice: AttentionChoice,
     keep: Keep = compute_now,
 ) -> Tensor:
     """Attends from this rank's tokens to all real tokens of the sequence.
@@ -42,7 +43,7 @@ def context_attention(
         v: ``[B, s, h, D]``.
         num_tokens: N.
         context: The running layout.
-        backend: Of `sama_kernels.attention`.
+        choice: The backend of each shape.
         keep: Of what this rank's attention gives.
 
     Returns:
@@ -55,6 +56,7 @@ def context_attention(
     num_queries = min(max(num_tokens - gathering.rank() * num_held, 0), num_held)
     if gathering.size() > 1:
         k, v = gather_tokens(k, v, gathering)
+    backend = choice.backend(num_held, num_tokens)
     mixed = attention(q[:, :num_queries], k[:, :num_tokens], v[:, :num_tokens], backend=backend, keep=keep)
     if num_queries < num_held:
         mixed = pad(mixed, (0, 0, 0, 0, 0, num_held - num_queries))

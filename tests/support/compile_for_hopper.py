@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import tempfile
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,11 +30,16 @@ from sama_kernels.gate_residual.autograd import (
     residual_adaln_triton,
 )
 from sama_kernels.pretext.launch import pretext_triton
+from sama_kernels.qk_norm_rope import build_rope_tables
+from sama_kernels.qk_norm_rope.autograd import NormSettings, QkNormRope
+from sama_kernels.rope_attention.autograd import RopeAttention
 from sama_kernels.semantic_loss.autograd import absolute_error_triton
 
 EPS = 1e-6
 WIDTHS = (5120, 1536, 1531)
+HEAD_DIM = 128
 FEATURES = 1152
+PROCESSORS = 132
 
 
 class HopperWithoutDevice:
@@ -79,6 +85,17 @@ def run_rows(width: int) -> None:
     backward(*residual_adaln_triton(x, branch, shift, scale, EPS))
 
 
+def run_heads(num_heads: int) -> None:
+    """What works on heads: self-attention, and cross-attention, which is not rotated."""
+    rope = build_rope_tables(HEAD_DIM, (1, 2, 2), 0, (1, 2, 2))
+    q, k, v = (rows(HEAD_DIM, 8, 1, num_heads) for _ in range(3))
+    weight = rows(num_heads * HEAD_DIM)
+    for tables in (rope, None):
+        backward(*QkNormRope.apply(q, k, weight, weight, NormSettings(tables, num_heads * HEAD_DIM, EPS, None)))
+        attended, _ = RopeAttention.apply(*(x.transpose(0, 1) for x in (q, k, v)), tables, tables, None)
+        backward(attended)
+
+
 def run_others() -> None:
     backward(absolute_error_triton(rows(FEATURES, 4, 2), torch.zeros(4, 2, FEATURES)))
     latents, sigma = torch.zeros(2, 16, 64), torch.zeros(2)
@@ -93,6 +110,7 @@ def run_others() -> None:
 def compile_all() -> dict[str, dict[str, int]]:
     """Resources by kernel; with the width where kernels are compiled for one, and numbered where that is not all."""
     triton.runtime.driver.set_active(HopperWithoutDevice())
+    torch.cuda.get_device_properties = lambda device: SimpleNamespace(multi_processor_count=PROCESSORS)
     compiled: list[tuple[str, Any]] = []
     run, place = JITFunction.run, ""
 
@@ -106,6 +124,7 @@ def compile_all() -> dict[str, dict[str, int]]:
             place = f" {width}"
             run_rows(width)
         place = ""
+        run_heads(WIDTHS[0] // HEAD_DIM)
         run_others()
     finally:
         JITFunction.run = run

@@ -5,19 +5,26 @@ Shape legend: S queries, L keys, B batch, h heads, D head dimension.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sama_kernels.attention import attention
+from sama_kernels.attention import attention, unavailable
+from sama_kernels.attention.backends import BACKENDS as PAIRS
 from sama_kernels.dispatch import BUILT
 from sama_kernels.keep import Compute
 from tests.support.kernel_checks import BFLOAT16_ROUNDOFF, normal, relative_error
+from tests.support.triton_checks import BACKENDS as WRITTEN_HERE
+from tests.support.triton_checks import assert_as_exact_as_eager, needs_interpreter
 
-BACKENDS = BUILT["attention"]
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
+
+BACKENDS = ["torch", *WRITTEN_HERE]
 FLOAT32_LIMIT = 3e-6
 """Relative, L2."""
 
@@ -77,6 +84,47 @@ def test_bfloat16_fast_backend_adds_little_to_the_rounding() -> None:
     for mine, truth in zip(ours, exact, strict=True):
         assert mine.dtype == torch.bfloat16
         assert relative_error(mine, truth) < BFLOAT16_ROUNDOFF
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=needs_interpreter)])
+def test_log_sum_exp(backend: str) -> None:
+    """What backward needs; also what parts of the keys would be put together by."""
+    q, kv, _ = inputs(37, 70, 2, 2, 32)
+    k, v = (part.transpose(0, 1) for part in kv.unbind(-2))
+    _, log_sum_exp, *_ = PAIRS[backend].forward(q.transpose(0, 1), k, v)
+    exact = torch.einsum("ibhd,bjhd->bhij", q.double(), k.double()).div(math.sqrt(32)).logsumexp(-1)
+    assert log_sum_exp.dtype == torch.float32
+    assert relative_error(log_sum_exp, exact) < FLOAT32_LIMIT
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", [name for name in BUILT["attention"] if name != "reference"])
+@pytest.mark.parametrize("sizes", [(1021, 1531, 2, 3, 128), (1021, 1021, 1, 2, 64), (3185, 512, 1, 5, 128)])
+def test_bfloat16_is_as_exact_as_eager(backend: str, sizes: tuple[int, int, int, int, int]) -> None:
+    reason = unavailable(backend, torch.device("cuda"), torch.bfloat16)
+    if reason is not None:
+        pytest.skip(reason)
+    given = [tensor.bfloat16().cuda() for tensor in inputs(*sizes)]
+
+    def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Every intermediate in the inputs' type, as plain torch does it."""
+        scores = (q.transpose(1, 2) * q.shape[-1] ** -0.5) @ k.permute(0, 2, 3, 1)
+        return (scores.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
+
+    ours = partial(attention, backend=backend)
+    assert_as_exact_as_eager(partial(run, ours), partial(run, eager), given, FLOAT32_LIMIT)
+
+
+@pytest.mark.parametrize(("backend", "package"), [("flash4", "flash-attn-4"), ("te", "transformer-engine")])
+def test_an_absent_library_is_one_clear_line(backend: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    reason = unavailable(backend, torch.device("cpu"), torch.bfloat16)
+    assert reason is not None and package in reason and "sama-mega[gpu]" in reason and "\n" not in reason
+
+
+def test_float32_is_not_for_the_tensor_cores() -> None:
+    reason = unavailable("cudnn", torch.device("cpu"), torch.float32)
+    assert reason == "'cudnn' computes in bfloat16 or float16, not in float32: use torch"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sama_kernels.attention import attention
 from sama_mega.config import Recipe, build_recipe
 from sama_mega.model import ModelInput, SamaDiT, build_model
 from sama_mega.model.recompute import Activations, run_with_recompute
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
+from tests.support.triton_checks import needs_interpreter
 
 MODES = ("none", "selective", "selective_ffn", "full")
 SIZES = {
@@ -171,3 +173,21 @@ def test_recompute_runs_the_block_again_only_for_gradients(mode: str, calls: int
     block.calls = 0
     run_with_recompute(mode, block, normal(3, 8, seed=2)).sum().backward()
     assert block.calls == calls
+
+
+@needs_interpreter
+@pytest.mark.parametrize(("mode", "times"), [("none", 1), ("selective", 1), ("full", 2)])
+def test_selective_keeps_tritons_attention(mode: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sama_kernels.rope_attention import launch
+
+    calls: list[int] = []
+    forward = launch.attention_forward
+    monkeypatch.setattr(launch, "attention_forward", lambda *given: (calls.append(1), forward(*given))[1])
+    x = torch.randn(1, 5, 1, 32, requires_grad=True)
+
+    def block(given: Tensor, activations: Activations) -> Tensor:
+        keep = activations.keep("attention")
+        return attention(given.sin(), given.cos(), given, backend="triton", keep=keep)
+
+    run_with_recompute(mode, block, x).sum().backward()
+    assert len(calls) == times
