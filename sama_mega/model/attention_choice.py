@@ -59,14 +59,15 @@ def choose_attention(recipe: Recipe, context: ParallelContext) -> AttentionChoic
     """Settles which backend computes attention; every rank calls this, and all get one answer.
 
     Args:
-        recipe: `kernels.attention` by name is taken as it is; `auto` on a GPU is measured.
+        recipe: `kernels.attention` by name is taken as it is; `auto` on a GPU is measured, but in float32 torch's.
         context: The running layout.
 
     Raises:
         ConfigError: A backend cannot run here; says what is missing.
     """
     requested, device = recipe.kernels.attention, context.device
-    if requested != "auto" or device.type != "cuda":
+    # Float32 runs are checks: the libraries do not take it, and what they are held against should not change.
+    if requested != "auto" or device.type != "cuda" or recipe.train.precision == "float32":
         choice = always(requested)
     else:
         found = _measured(recipe, context) if context.is_first_rank else None

@@ -32,6 +32,7 @@ from sama_kernels.gate_residual.autograd import (
 from sama_kernels.pretext.launch import pretext_triton
 from sama_kernels.qk_norm_rope import build_rope_tables
 from sama_kernels.qk_norm_rope.autograd import NormSettings, QkNormRope
+from sama_kernels.rope_attention import launch
 from sama_kernels.rope_attention.autograd import RopeAttention
 from sama_kernels.semantic_loss.autograd import absolute_error_triton
 
@@ -66,6 +67,16 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {name.lower(): int(match.group(1)) for name, match in found.items() if match}
 
 
+def instructions(cubin: bytes) -> dict[str, int]:
+    """How many matrix products Hopper's tensor cores are given, and how often they are waited for."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-sass", file.name]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {"products": listing.count("HGMMA"), "waits": listing.count("WARPGROUP.DEPBAR")}
+
+
 def rows(width: int, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.zeros(*shape, width, dtype=dtype, requires_grad=True)
 
@@ -94,6 +105,17 @@ def run_heads(num_heads: int) -> None:
         backward(*QkNormRope.apply(q, k, weight, weight, NormSettings(tables, num_heads * HEAD_DIM, EPS, None)))
         attended, _ = RopeAttention.apply(*(x.transpose(0, 1) for x in (q, k, v)), tables, tables, None)
         backward(attended)
+
+
+def run_attention() -> None:
+    """Attention at the lengths and through the tensor descriptors that a Hopper GPU gets: the last tile incomplete."""
+    launch.takes_descriptors = lambda tensors, dim: True
+    for head_dim in (64, HEAD_DIM):
+        rope = build_rope_tables(head_dim, (2, 4, 16), 65, (2, 4, 16))
+        q, k, v = rows(head_dim, 1, 321, 2, 3).unbind(-2)
+        for tables in (rope, None):
+            attended, _ = RopeAttention.apply(q, k, v, tables, tables, None)
+            backward(attended)
 
 
 def run_others() -> None:
@@ -125,6 +147,7 @@ def compile_all() -> dict[str, dict[str, int]]:
             run_rows(width)
         place = ""
         run_heads(WIDTHS[0] // HEAD_DIM)
+        run_attention()
         run_others()
     finally:
         JITFunction.run = run
@@ -132,6 +155,8 @@ def compile_all() -> dict[str, dict[str, int]]:
     for name, kernel in compiled:
         variant = sum(other.partition(" #")[0] == name for other in by_name)
         usage = resources(kernel.asm["cubin"]) | {"shared": kernel.metadata.shared, "warps": kernel.metadata.num_warps}
+        if "wgmma" in kernel.asm["ptx"]:
+            usage |= instructions(kernel.asm["cubin"])
         by_name[f"{name} #{variant + 1}"] = usage
     return by_name
 

@@ -35,17 +35,17 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
 class TokenPlaces(NamedTuple):
     """Segments of a sequence and their patch grids, in tokens, patches and entries of `RopeTables.flat_table`."""
 
-    first_token: int
-    num_source: int
-    num_semantic: int
-    num_target: int
-    source_height: int
-    source_width: int
-    source_time_offset: int
-    target_height: int
-    target_width: int
-    height_entry: int
-    width_entry: int
+    first_token: float
+    num_source: float
+    num_semantic: float
+    num_target: float
+    source_height: float
+    source_width: float
+    source_time_offset: float
+    target_height: float
+    target_width: float
+    height_entry: float
+    width_entry: float
 
 
 @dataclass(frozen=True)

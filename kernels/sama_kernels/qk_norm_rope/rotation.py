@@ -18,7 +18,8 @@ class RopeArguments(NamedTuple):
 
     Attributes:
         table: `RopeTables.flat_table`.
-        places: `RopeTables.places`.
+        places: `RopeTables.places` as floats, which hold them exactly: Triton would compile a kernel again for every
+            combination of integers that are or are not multiples of 16.
         semantic_factor: 0.0: semantic tokens vanish; 1.0: they are not turned.
     """
 
@@ -31,7 +32,8 @@ def rope_arguments(rope: RopeTables | None) -> RopeArguments | None:
     """The tables as a kernel takes them; None is no rotation."""
     if rope is None:
         return None
-    return RopeArguments(rope.flat_table, rope.places, 0.0 if rope.rotate_semantic_to_zero else 1.0)
+    places = TokenPlaces(*(float(place) for place in rope.places))
+    return RopeArguments(rope.flat_table, places, 0.0 if rope.rotate_semantic_to_zero else 1.0)
 
 
 @triton.jit
@@ -46,21 +48,24 @@ def token_factors(rope, tokens, PAIRS: tl.constexpr, TIME: tl.constexpr, SPACE: 
         SPACE: Pairs of the height and of the width axis, each.
     """
     places = rope.places
-    position = places.first_token + tokens
-    in_source = position < places.num_source
-    target_start = places.num_source + places.num_semantic
-    in_target = (position >= target_start) & (position < target_start + places.num_target)
+    num_source, num_semantic = tl.cast(places.num_source, tl.int32), tl.cast(places.num_semantic, tl.int32)
+    offset = tl.cast(places.source_time_offset, tl.int32)
+    height_entry, width_entry = tl.cast(places.height_entry, tl.int32), tl.cast(places.width_entry, tl.int32)
+    position = tl.cast(places.first_token, tl.int32) + tokens
+    in_source = position < num_source
+    target_start = num_source + num_semantic
+    in_target = (position >= target_start) & (position < target_start + tl.cast(places.num_target, tl.int32))
     patch = tl.where(in_source, position, position - target_start)
-    height = tl.where(in_source, places.source_height, places.target_height)
-    width = tl.where(in_source, places.source_width, places.target_width)
-    frame = patch // (height * width) + tl.where(in_source, places.source_time_offset, 0)
+    height = tl.where(in_source, places.source_height, places.target_height).to(tl.int32)
+    width = tl.where(in_source, places.source_width, places.target_width).to(tl.int32)
+    frame = patch // (height * width) + tl.where(in_source, offset, 0)
     row = (patch // width) % height
     column = patch % width
 
     pair = tl.arange(0, PAIRS)
     # Where a pair's axis begins in the table, which of the axis's pairs it is, and how many that axis has.
     of_time, of_height = pair < TIME, pair < TIME + SPACE
-    start = tl.where(of_time, 0, tl.where(of_height, places.height_entry, places.width_entry))
+    start = tl.where(of_time, 0, tl.where(of_height, height_entry, width_entry))
     index = pair - tl.where(of_time, 0, tl.where(of_height, TIME, TIME + SPACE))
     count = tl.where(of_time, TIME, SPACE)
     place = tl.where(of_time[None, :], frame[:, None], tl.where(of_height[None, :], row[:, None], column[:, None]))
@@ -68,7 +73,7 @@ def token_factors(rope, tokens, PAIRS: tl.constexpr, TIME: tl.constexpr, SPACE: 
     turned = (in_source | in_target)[:, None] & (pair < TIME + 2 * SPACE)[None, :]
     cosine = tl.load(rope.table + 2 * entry, mask=turned, other=0.0)
     sine = tl.load(rope.table + 2 * entry + 1, mask=turned, other=0.0)
-    in_semantic = (position >= places.num_source) & (position < target_start)
+    in_semantic = (position >= num_source) & (position < target_start)
     return tl.where(in_semantic[:, None], rope.semantic_factor, cosine), sine
 
 

@@ -392,7 +392,7 @@ BUGS = {
     "a weight's gradient that forgets some rows": (kernel, "rest_dw_even += add_even", "rest_dw_even = add_even"),
     "a gradient that is not turned back": (rotation, "even * cosine + odd * sine", "even * cosine - odd * sine"),
     "height and width exchanged": (rotation, "row[:, None], column[:, None]", "column[:, None], row[:, None]"),
-    "a target counted on the source's grid": (rotation, "places.target_width)", "places.source_width)"),
+    "a target counted on the source's grid": (rotation, "places.target_width).to", "places.source_width).to"),
 }
 
 
