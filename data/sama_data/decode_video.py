@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import av
@@ -28,7 +29,7 @@ _SAME_SIZE = Interpolation.BILINEAR | _EXACT
 _RESIZE = Interpolation.BICUBIC | _EXACT  # swscale widens the filter when it shrinks, so it does not alias
 
 # AVColorSpace values that name no matrix for a YUV picture: RGB, unspecified, reserved.
-_UNTAGGED_COLOUR_SPACES = frozenset({0, 2, 3})
+UNTAGGED_COLOUR_SPACES = frozenset({0, 2, 3})
 # Below this, starting a decoder's threads costs more than they save.
 _MIN_PIXELS_FOR_THREADS = 320 * 240
 # A clip may declare any number of frames: memory is taken as frames arrive, beyond this many.
@@ -57,23 +58,44 @@ def decode_video(
     Raises:
         ClipError: The clip has no video, is damaged, or lacks a wanted frame.
     """
-    limit = _earliest(end, None if max_frames is None else start + max_frames)
+    limit = earliest(end, None if max_frames is None else start + max_frames)
+    with open_video(media, demuxer, content, threads) as (container, stream):
+        writer = _FrameWriter(media, choose_geometry, _first_capacity(stream, start, limit), threads)
+        decoded, last = _read_frames(media, container, stream, start, limit, writer)
+        if limit is None or decoded < limit:
+            lacking = what_is_lacking(demuxer, container, stream, decoded, _end_seconds(last))
+            if lacking is not None:
+                raise ClipError(media.name, lacking)
+            _check_range(media, decoded, start, end)
+        rate = stream.average_rate
+    return writer.frames(), None if not rate else float(rate)
+
+
+@contextmanager
+def open_video(
+    media: Media, demuxer: str, content: bytes | None, threads: int = 1
+) -> Generator[tuple[Any, Any], None, None]:
+    """Opens a clip; gives FFmpeg's container and its video stream, and turns their errors into ClipErrors.
+
+    Args:
+        media: The file, or the part of one.
+        demuxer: The name of FFmpeg's demuxer.
+        content: The file's bytes, where they were read already.
+        threads: Decoder threads for a clip that is large enough to gain from them.
+
+    Raises:
+        ClipError: The clip cannot be opened or has no video, or what is done with it fails.
+    """
     try:
         with av.open(_input_of(media, content), format=demuxer, **_OPEN_OPTIONS) as container:
             stream = _video_stream(media, container)
             _set_threads(stream, threads)
-            writer = _FrameWriter(media, choose_geometry, _first_capacity(stream, start, limit), threads)
-            decoded, last = _read_frames(media, container, stream, start, limit, writer)
-            if limit is None or decoded < limit:
-                _check_complete(media, demuxer, container, stream, decoded, last)
-                _check_range(media, decoded, start, end)
-            rate = stream.average_rate
+            yield container, stream
     except av.FFmpegError as error:
         raise ClipError(media.name, f"cannot be opened: {_reason(error)}") from error
     except (ValueError, RuntimeError, MemoryError) as error:
         # PyAV raises these for contents that it cannot represent; a clip must never end the run.
         raise ClipError(media.name, f"cannot be decoded: {type(error).__name__}: {error}") from error
-    return writer.frames(), None if not rate else float(rate)
 
 
 def _input_of(media: Media, content: bytes | None) -> str | io.BytesIO:
@@ -127,24 +149,38 @@ def _set_threads(stream: Any, threads: int) -> None:
 
 
 def _first_capacity(stream: Any, start: int, limit: int | None) -> int:
-    last = _earliest(limit, stream.frames or None)
+    last = earliest(limit, stream.frames or None)
     return _FIRST_CAPACITY if last is None else max(1, min(_FIRST_CAPACITY, last - start))
 
 
-def _check_complete(
-    media: Media, demuxer: str, container: Any, stream: Any, decoded: int, last: VideoFrame | None
-) -> None:
-    """Called when the file ended before the wanted frames did: raises if it declares more than it gave."""
+def what_is_lacking(
+    demuxer: str, container: Any, stream: Any, num_frames: int, end_seconds: float | None
+) -> str | None:
+    """Says of a file that ended before the wanted frames did what it declares and does not hold; None if nothing.
+
+    Args:
+        demuxer: Name of FFmpeg's demuxer.
+        container: FFmpeg's.
+        stream: The video stream.
+        num_frames: The frames that it gave.
+        end_seconds: When the last of them ends, None where nothing says.
+    """
     declared = _declared_frames(demuxer, stream)
     if declared is not None:
-        if decoded < declared:
-            raise ClipError(media.name, f"is truncated: {decoded} of its {declared} frames can be decoded")
-        return
+        lacks = num_frames < declared
+        return f"is truncated: {num_frames} of its {declared} frames can be decoded" if lacks else None
     duration = _declared_seconds(container, stream)
-    if duration is not None and last is not None and last.time is not None:
-        end_seconds = last.time + float((last.duration or 0) * (last.time_base or 0))
-        if end_seconds < duration - max(_DURATION_SLACK_SECONDS, _DURATION_SLACK_SHARE * duration):
-            raise ClipError(media.name, f"is truncated: it ends after {end_seconds:.2f} of {duration:.2f} seconds")
+    if duration is None or end_seconds is None:
+        return None
+    if end_seconds < duration - max(_DURATION_SLACK_SECONDS, _DURATION_SLACK_SHARE * duration):
+        return f"is truncated: it ends after {end_seconds:.2f} of {duration:.2f} seconds"
+    return None
+
+
+def _end_seconds(last: VideoFrame | None) -> float | None:
+    if last is None or last.time is None:
+        return None
+    return last.time + float((last.duration or 0) * (last.time_base or 0))
 
 
 def _check_range(media: Media, decoded: int, start: int, end: int | None) -> None:
@@ -178,7 +214,8 @@ def _declared_seconds(container: Any, stream: Any) -> float | None:
     return None
 
 
-def _earliest(first: int | None, second: int | None) -> int | None:
+def earliest(first: int | None, second: int | None) -> int | None:
+    """Returns the smaller of two limits; None is none."""
     if first is None or second is None:
         return first if second is None else second
     return min(first, second)
@@ -246,7 +283,7 @@ class _FrameWriter:
     def _convert(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Returns a view ``[H, W, 3]`` of the converted, upright, cropped frame."""
         width, height = self._stored_size
-        untagged = not frame.format.is_rgb and int(frame.colorspace) in _UNTAGGED_COLOUR_SPACES
+        untagged = not frame.format.is_rgb and int(frame.colorspace) in UNTAGGED_COLOUR_SPACES
         picture = self._reformatter.reformat(
             frame,
             width=width,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import sama_data.loader
+import sama_data.readers
 from sama_data.errors import DataError
 from sama_data.loader import LoaderSettings, Quarantine, SampleLoader
 from sama_data.manifest import load_blend, load_manifest, write_jsonl, write_parquet
@@ -329,13 +329,13 @@ def test_a_bad_clip_is_tried_once(world, tmp_path, monkeypatch):
 def count_reads(monkeypatch) -> list[int]:
     """Lists the row of every clip that is read from now on."""
     reads: list[int] = []
-    load = sama_data.loader.load_clip
+    load = sama_data.readers.load_clip
 
     def counted(row, *others):
         reads.append(row.index)
         return load(row, *others)
 
-    monkeypatch.setattr(sama_data.loader, "load_clip", counted)
+    monkeypatch.setattr(sama_data.readers, "load_clip", counted)
     return reads
 
 
