@@ -27,3 +27,14 @@ class ClipError(DataError):
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # As exceptions pickle by themselves, their message would be the only argument.
+        return type(self), (self.path, self.reason), self.__dict__
+
+
+class DecoderLostError(ClipError):
+    """Decoding took too long, or the process that did it died.
+
+    The clip may be to blame; when it happens to one clip after the other, the machine is.
+    """

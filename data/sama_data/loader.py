@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from types import TracebackType
 
 from sama_data.clips import Clip, ClipCache
 from sama_data.dataset import Dataset
@@ -36,7 +37,7 @@ class _Job:
 
 
 class SampleLoader:
-    """One data-parallel rank's samples, for any step.
+    """One data-parallel rank's samples, for any step. To be closed: its decoders are processes.
 
     Stateless between steps except for caches: step k is the same whichever steps were asked for before, and
     the slots of a step over all ranks are the same for any number of ranks. One thread uses a loader at a
@@ -48,7 +49,8 @@ class SampleLoader:
         data_rank: This rank's place among the data-parallel ranks.
         data_world: Their number.
         quarantine: Where bad samples are recorded.
-        device: The number of the GPU that frames may be decoded to, None where there is none.
+        reader: Reads the clips; None makes the one that the settings ask for.
+        device: The number of the GPU that it may decode to, None where there is none.
 
     Raises:
         DataError: No stream has both rows and slots, or what reads the manifest's URLs is not installed.
@@ -61,6 +63,7 @@ class SampleLoader:
         data_rank: int,
         data_world: int,
         quarantine: Quarantine,
+        reader: BatchReader | None = None,
         device: int | None = None,
     ) -> None:
         if not 0 <= data_rank < data_world:
@@ -74,15 +77,16 @@ class SampleLoader:
         self._planner = StepPlanner(dataset, settings)
         self.num_slots = self._planner.num_slots
         self.num_image_slots = self._planner.num_image_slots
+        self._reader = reader or make_reader(settings, device)
+        self._num_callers = self._reader.num_callers or settings.decode_threads
         self.health = Health(
             len(dataset),
             {stream.kind: stream.num_rows for stream in self._planner.streams},
             settings.max_bad_share,
             quarantine,
+            self._num_callers,
         )
         self._cache = ClipCache(settings.decoded_cache_mib)
-        self._device = device
-        self._reader: BatchReader | None = None
 
     def draws(self, step: int) -> list[Draw]:
         """Returns a step's draws over all ranks, by slot: the same for any number of ranks."""
@@ -100,7 +104,7 @@ class SampleLoader:
     def prefetching(self, start_step: int, num_steps: int) -> Generator[StepSamples, None, None]:
         """Yields the samples of num_steps steps from start_step on, read ahead on background threads.
 
-        Close the generator (or let go of it) to end the threads early.
+        Close the generator (or let go of it) to end the threads, and the decoders with them, early.
 
         Raises:
             DataError: Too many samples are bad; raised at the step that met the last of them.
@@ -108,16 +112,21 @@ class SampleLoader:
         return self._prefetched(range(start_step, start_step + num_steps), self._settings.prefetch_steps)
 
     def close(self) -> None:
-        """Lets go of what decodes; samples that were handed over stay valid, and reading again starts it anew."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        """Ends what decodes; samples that were handed over stay valid, and reading another step starts it anew."""
+        self._reader.close()
+
+    def __enter__(self) -> SampleLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _prefetched(self, steps: range, steps_ahead: int) -> Generator[StepSamples, None, None]:
-        if self._reader is None:
-            self._reader = make_reader(self._settings, self._device)
-        threads = self._reader.num_callers
-        with closing(prefetch_in_order(steps, self._plan_batches, self._read_jobs, steps_ahead, threads)) as prepared:
+        threads, interrupt = self._num_callers, self._reader.close
+        prepared = prefetch_in_order(steps, self._plan_batches, self._read_jobs, steps_ahead, threads, interrupt)
+        with closing(prepared):
             for step, read in prepared:
                 yield StepSamples(
                     step=step,
@@ -128,7 +137,6 @@ class SampleLoader:
 
     def _plan_batches(self, step: int) -> list[list[_Job]]:
         """Returns this rank's share of the step in the batches that the reader takes."""
-        assert self._reader is not None, "_prefetched makes it"
         jobs, size = self._plan_step(step), self._reader.batch_size
         return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
@@ -166,7 +174,6 @@ class SampleLoader:
 
     def _read_clips(self, rows: Sequence[Row], threads: int) -> list[Read]:
         """Reads those that the cache does not have."""
-        assert self._reader is not None, "_prefetched makes it"
         clips: dict[int, Read] = {}
         for place, row in enumerate(rows):
             kept = self._cache.get(row.index)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Protocol, TypeAlias
 
-from sama_data.clips import Clip, load_clip
+from sama_data.clip_reader import ClipReader
+from sama_data.clips import Clip
 from sama_data.errors import ClipError, DataError
 from sama_data.graph.frames import DeviceClip
 from sama_data.rows import Row
@@ -23,11 +24,11 @@ class BatchReader(Protocol):
 
     Attributes:
         batch_size: The most rows that are read together.
-        num_callers: How many threads should read at a time.
+        num_callers: How many threads should read at a time; None: as many as the settings ask for.
     """
 
     batch_size: int
-    num_callers: int
+    num_callers: int | None
 
     def read(self, rows: Sequence[Row], threads: int) -> list[Read]:
         """Returns each row's clip, or what is wrong with it.
@@ -40,32 +41,32 @@ class BatchReader(Protocol):
         """
 
     def close(self) -> None:
-        """Lets go of threads and memory; clips that were handed over stay valid."""
+        """Ends what decodes, whatever it does; clips that were handed over stay valid, and a later read starts anew."""
 
 
 class PyavReader:
-    """Reads rows one by one with PyAV, and images with Pillow.
+    """Reads rows one by one in guarded workers: videos with PyAV, images with Pillow.
 
     Args:
-        settings: Buckets and the longest clip.
+        settings: Buckets, the longest clip, threads and time limit.
     """
 
     def __init__(self, settings: LoaderSettings) -> None:
         self.batch_size = 1
-        self.num_callers = settings.decode_threads
-        self._buckets = settings.buckets
-        self._max_frames = settings.max_frames
+        self.num_callers: int | None = None
+        self._reader = clip_reader(settings)
 
     def read(self, rows: Sequence[Row], threads: int) -> list[Read]:
         """See `BatchReader.read`."""
         return [self._read(row, threads) for row in rows]
 
     def close(self) -> None:
-        """Does nothing: a reader of this kind holds nothing."""
+        """See `BatchReader.close`."""
+        self._reader.close()
 
     def _read(self, row: Row, threads: int) -> Read:
         try:
-            return load_clip(row, self._buckets, self._max_frames, threads)
+            return self._reader.read(row, threads)
         except ClipError as error:
             return error
 
@@ -90,6 +91,12 @@ def make_reader(settings: LoaderSettings, device: int | None) -> BatchReader:
     from sama_data.graph.reader import DaliReader
 
     return DaliReader(settings, device)
+
+
+def clip_reader(settings: LoaderSettings) -> ClipReader:
+    """Makes the workers that read rows as the settings say."""
+    timeout_seconds, workers = settings.decode_timeout_seconds, settings.decode_threads
+    return ClipReader(settings.buckets, settings.max_frames, timeout_seconds, workers)
 
 
 def choose_decoder(wanted: Decoder, device: int | None) -> Decoder:

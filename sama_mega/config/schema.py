@@ -175,6 +175,7 @@ class DataRecipe(Section):
     decode_threads: PositiveInt = 1
     decoder: Literal["auto", "pyav", "dali"] = "auto"
     decode_batch: PositiveInt = 8
+    decode_timeout_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 60.0
     text_dropout: Share = 0.1
     max_bad_share: Share = 0.5
     decoded_cache_mib: NonNegativeInt = 0

@@ -79,10 +79,10 @@ def draw_cards(dataset: Dataset, settings: LoaderSettings, num_samples: int, qua
             at_least_per_rank=0,
             decoder="pyav",  # a sheet is drawn on any machine, one sample at a time
         )
-        loader = SampleLoader(dataset, one_a_step, 0, 1, quarantine)
-        for step in range(count):
-            for sample in loader.step(step).samples:
-                yield make_card(sample, dataset[sample.index])
+        with SampleLoader(dataset, one_a_step, 0, 1, quarantine) as loader:
+            for step in range(count):
+                for sample in loader.step(step).samples:
+                    yield make_card(sample, dataset[sample.index])
 
 
 def make_card(sample: Sample, row: Row) -> Card:

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sama_data.clips import Clip, load_clip
+from sama_data.clip_reader import ClipReader
+from sama_data.clips import Clip
 from sama_data.dataset import Dataset
 from sama_data.errors import ClipError
 from sama_data.prefetch import prefetch_in_order
@@ -97,6 +98,8 @@ class FeatureCacher:
         self._keys = Keys(self._identity)
         folder.claim(self._identity)
         self._known = self._open_known()
+        data = recipe.data
+        self._reader = ClipReader(data.buckets, data.max_frames, data.decode_timeout_seconds, data.decode_threads)
         self._blocks = list(_cut(dataset))
 
     def run(self, rank: int, world_size: int, on_rows: Callable[[int], None]) -> CacheReport:
@@ -112,14 +115,15 @@ class FeatureCacher:
         """
         report = CacheReport()
         there = set(self._folder.shard_names())
-        for block in self._blocks[rank::world_size]:
-            name = self._shard_name(block)
-            if name in there:
-                report.rows_done_before += len(block.indices)
-                report.rows += len(block.indices)
-                on_rows(report.rows)
-            else:
-                self._encode_block(block, name, report, on_rows)
+        with self._reader:
+            for block in self._blocks[rank::world_size]:
+                name = self._shard_name(block)
+                if name in there:
+                    report.rows_done_before += len(block.indices)
+                    report.rows += len(block.indices)
+                    on_rows(report.rows)
+                else:
+                    self._encode_block(block, name, report, on_rows)
         self._finish(rank, report)
         return report
 
@@ -160,18 +164,17 @@ class FeatureCacher:
 
     def _clips(self, block: _Block) -> Generator[tuple[Row, Clip | ClipError], None, None]:
         """The block's rows, decoded ahead on threads."""
-        data = self._recipe.data
 
         def read(index: int) -> tuple[Row, Clip | ClipError]:
             row = self._dataset[index]
             try:
-                return row, load_clip(row, data.buckets, data.max_frames)
+                return row, self._reader.read(row)
             except ClipError as error:
                 return row, error
 
-        ahead = _CLIPS_AHEAD * data.decode_threads
-        order = block.indices.tolist()
-        with closing(prefetch_in_order(order, lambda index: [index], read, ahead, data.decode_threads)) as steps:
+        threads = self._recipe.data.decode_threads
+        ahead, order, interrupt = _CLIPS_AHEAD * threads, block.indices.tolist(), self._reader.close
+        with closing(prefetch_in_order(order, lambda index: [index], read, ahead, threads, interrupt)) as steps:
             for _, (one,) in steps:
                 yield one
 

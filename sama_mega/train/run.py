@@ -221,7 +221,9 @@ def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, fol
     """
     quarantine = Quarantine(folder.quarantine_path)
     gpu = context.device.index if context.device.type == "cuda" else None
-    loader = SampleLoader(dataset, loader_settings(recipe), context.data_rank, context.layout.data, quarantine, gpu)
+    loader = SampleLoader(
+        dataset, loader_settings(recipe), context.data_rank, context.layout.data, quarantine, device=gpu
+    )
     if loader.num_slots < samples_needed_per_rank(recipe.parallel) * context.layout.data:
         raise ConfigError(too_few_samples(recipe.parallel, loader.num_slots, context.layout.data))
     return loader
@@ -230,8 +232,8 @@ def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, fol
 def _batches(
     loader: SampleLoader, run: Run, checkpoints: CheckpointHook, life: ThisLife, pace: Pace
 ) -> Generator[StepSamples]:
-    """The remaining steps' samples, until a save fails or a newer life begins; closing it ends the reading threads."""
-    with closing(loader.prefetching(run.start_step, max(0, run.total_steps - run.start_step))) as steps:
+    """The remaining steps' samples, until a save fails or a newer life begins; closing it ends what reads them."""
+    with loader, closing(loader.prefetching(run.start_step, max(0, run.total_steps - run.start_step))) as steps:
         while True:
             with pace.reading():
                 samples = next(steps, None)

@@ -11,55 +11,18 @@ alone resamples nothing. Cubic with antialiasing is nearest to swscale's bicubic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.tensors import TensorCPU
 
-from sama_data.buckets import Geometry
 from sama_data.graph.frames import DeviceFrames, Frames
+from sama_data.graph.piece import Kind, Piece
 
-Kind = Literal["video", "image"]
 _NOTHING_ENCODED = np.zeros(1, np.uint8)
 _NO_FRAMES = np.zeros((1, 1, 1, 3), np.uint8)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One file of a batch: either its bytes and what to make of them, or its frames.
-
-    Attributes:
-        content: The file's bytes.
-        width: Of its picture, pixels.
-        height: Lines.
-        geometry: How to scale and crop it.
-        start: The first frame wanted.
-        num_frames: How many are wanted; it holds them.
-        frames: ``[T, H, W, 3]`` uint8 RGB as they are to be, where PyAV decoded them; the rest is not read then.
-    """
-
-    content: bytes = b""
-    width: int = 0
-    height: int = 0
-    geometry: Geometry | None = None
-    start: int = 0
-    num_frames: int = 0
-    frames: NDArray[np.uint8] | None = None
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether its size changes before it is cropped."""
-        fit = self.geometry
-        return fit is not None and (fit.scaled_width, fit.scaled_height) != (self.width, self.height)
-
-    @property
-    def is_cropped(self) -> bool:
-        """Whether less than the whole of it is wanted."""
-        fit = self.geometry
-        return fit is not None and (fit.width, fit.height) != (fit.scaled_width, fit.scaled_height)
 
 
 class Graph:
@@ -155,9 +118,7 @@ def _inputs(kind: Kind, pieces: Sequence[Piece]) -> dict[str, list[Any]]:
         ranges["start"] = [np.int32(piece.start) for piece in pieces]
         ranges["end"] = [np.int32(piece.start + piece.num_frames) for piece in pieces]
     return ranges | {
-        "encoded": [
-            np.frombuffer(piece.content, np.uint8) if piece.frames is None else _NOTHING_ENCODED for piece in pieces
-        ],
+        "encoded": [_NOTHING_ENCODED if piece.content is None else piece.content for piece in pieces],
         "given": [_NO_FRAMES if piece.frames is None else piece.frames for piece in pieces],
         "is_encoded": [np.bool_(piece.frames is None) for piece in pieces],
         "size": [size for size, _, _ in crops],

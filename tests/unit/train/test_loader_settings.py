@@ -23,6 +23,7 @@ def test_every_setting_is_the_recipes() -> None:
         "data.decode_threads": 6,
         "data.decoder": "dali",
         "data.decode_batch": 12,
+        "data.decode_timeout_seconds": 7.5,
         "train.seed": 9,
         "motion.speed": 8.0,
     }

@@ -12,7 +12,8 @@ import pytest
 import sama_data.readers
 from sama_data.errors import DataError
 from sama_data.graph.frames import DeviceFrames, on_host
-from sama_data.graph.pipeline import Graph, Piece
+from sama_data.graph.piece import Piece
+from sama_data.graph.pipeline import Graph
 from sama_data.loader import LoaderSettings, Quarantine, SampleLoader
 from sama_data.manifest import load_manifest, write_jsonl
 from sama_data.readers import PyavReader, choose_decoder, make_reader
@@ -146,9 +147,9 @@ def test_frames_of_a_device_are_handed_over_by_dlpack():
 def test_a_graph_takes_fewer_files_than_it_could_and_frames_beside_bytes(zoo):
     graph = Graph("video", None, 1, 4)
     given = np.full((3, 8, 6, 3), 7, np.uint8)
-    frames, decoded = graph.run([Piece(frames=given), Piece(zoo["vp9"].read_bytes(), 96, 64, None, 2, 5)])
+    frames, decoded = graph.run([Piece(frames=given), Piece(np.fromfile(zoo["vp9"], np.uint8), 96, 64, None, 2, 5)])
     np.testing.assert_array_equal(frames, given)
     assert decoded.shape == (5, 64, 96, 3)
     with pytest.raises(RuntimeError):
-        graph.run([Piece(b"junk", 96, 64, None, 0, 5), Piece(frames=given)])
+        graph.run([Piece(np.frombuffer(b"junk", np.uint8), 96, 64, None, 0, 5), Piece(frames=given)])
     np.testing.assert_array_equal(graph.run([Piece(frames=given)])[0], given)

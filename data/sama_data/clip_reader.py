@@ -1,0 +1,79 @@
+"""Reads rows' clips in worker processes: one that hangs or crashes its decoder is a bad clip and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sama_data.clips import Clip, load_clip
+from sama_data.errors import DecoderLostError
+from sama_data.rows import Row
+from sama_data.workers.pool import WorkerDiedError, WorkerPool, WorkerTimeoutError
+
+Result = TypeVar("Result")
+
+
+class ClipReader:
+    """Does what `load_clip` does, in workers; safe between threads. To be closed.
+
+    Args:
+        buckets: The (width, height) buckets, in pixels.
+        max_frames: The longest clip wanted.
+        timeout_seconds: The longest that a row's files may take to be read and decoded.
+        num_workers: How many rows are read at a time.
+    """
+
+    def __init__(
+        self, buckets: Sequence[tuple[int, int]], max_frames: int, timeout_seconds: float, num_workers: int = 1
+    ) -> None:
+        self._buckets = tuple(buckets)
+        self._max_frames = max_frames
+        self._timeout_seconds = timeout_seconds
+        self._workers = WorkerPool(num_workers, preload=[load_clip.__module__])
+
+    def read(self, row: Row, threads: int = 1) -> Clip:
+        """Returns a row's clip.
+
+        Args:
+            row: The row.
+            threads: Decoder threads for a large clip.
+
+        Raises:
+            ClipError: A file cannot be decoded or lacks the row's frames; of the kind DecoderLostError where it
+                took too long, or its decoder died, twice.
+            DataError: No worker can be started, or what reads the row's URL is not installed.
+            WorkersClosedError: The reader was closed meanwhile.
+        """
+        return self.call(row, load_clip, row, self._buckets, self._max_frames, threads)
+
+    def call(self, row: Row, function: Callable[..., Result], /, *arguments: Any) -> Result:
+        """Returns function(*arguments), run in a worker, where it does part of what a row needs.
+
+        Args:
+            row: The row, for messages.
+            function: A module's function, found again in the worker by its name.
+            arguments: What pickles.
+
+        Raises:
+            Exception: What the function raised.
+            DecoderLostError: As `read`; so are DataError and WorkersClosedError.
+        """
+        try:
+            return self._workers.run(function, *arguments, timeout_seconds=self._timeout_seconds)
+        except WorkerTimeoutError as error:
+            raise DecoderLostError(row.target.name, f"{error} to decode (data.decode_timeout_seconds)") from error
+        except WorkerDiedError as error:
+            raise DecoderLostError(row.target.name, f"the decoder {error}") from error
+
+    def close(self) -> None:
+        """Ends the workers, whatever they do; a later read starts new ones."""
+        self._workers.close()
+
+    def __enter__(self) -> ClipReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
