@@ -1,8 +1,8 @@
 """The command line: `sama-mega`, or `python -m sama_mega`.
 
-Declares commands and options and nothing else (those of `data` in `commands/data_app.py`): each command imports its
-module when it runs, so that `--help` costs no torch. Every `run` returns the exit status; `main` turns user errors into
-one line and status 2.
+Declares commands and options and nothing else (those of `data` and `bench` in `commands/data_app.py` and
+`commands/bench_app.py`): each command imports its module when it runs, so that `--help` costs no torch. Every `run`
+returns the exit status; `main` turns user errors into one line and status 2.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 import sama_mega
-from sama_mega.commands import data_app
+from sama_mega.commands import bench_app, data_app
 from sama_mega.commands.options import (
     CheckpointArgument,
     GuidanceOption,
@@ -39,6 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app.app, name="data")
+app.add_typer(bench_app.app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:
