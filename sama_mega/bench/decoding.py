@@ -23,7 +23,7 @@ LIMITS = {"cpu": (0, 0.0), "gpu": (3, 0.5)}
 # Mean difference when both scale: another bicubic kernel, and RGB is scaled instead of luma and chroma.
 SCALED_LIMIT = 1.0
 _SCALED_TO = 0.75
-BARE = "pyav: bare decode"
+BARE = "pyav, bare"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +101,10 @@ def _ways(
     loader = partial(loader_dali, cores, batch, device, bucket, num_frames)
     return {
         BARE: partial(pyav, cores, batch),
-        "opencv: bare decode": partial(opencv, cores, batch) if has_opencv() else None,
-        "dali: bare decode": partial(bare_dali, cores, batch, device),
-        "dali: loader (look, decode, fit)": partial(loader, perturbed=False),
-        "dali: loader and perturbation": partial(loader, perturbed=True),
+        "opencv, bare": partial(opencv, cores, batch) if has_opencv() else None,
+        "dali, bare": partial(bare_dali, cores, batch, device),
+        "dali, as loaded": partial(loader, perturbed=False),
+        "dali, as loaded, perturbed": partial(loader, perturbed=True),
     }
 
 

@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sama_data.buckets import cut_length
 from sama_data.readers import has_dali
 from sama_mega.bench.clips import BenchClip, find_clips, make_clips
 from sama_mega.bench.decoding import BARE, Parity, Timing, check_parity, time_ways
@@ -58,6 +59,9 @@ def run(options: Options, out: Path, as_json: bool = False) -> int:
     """
     if not has_dali():
         raise ConfigError("bench data needs DALI, which is not installed: pip install 'sama-mega[dali]'")
+    for num_frames in options.frames:
+        if cut_length(num_frames) != num_frames:
+            raise ConfigError(f"--frames {num_frames} must be 4k+1, as clips in training are: 49 or 81")
     if options.clips is not None and not options.clips.is_dir():
         raise ConfigError(f"--clips {options.clips} is not a folder")
     size, bucket = _size("--size", options.size), None if options.bucket is None else _size("--bucket", options.bucket)
@@ -111,9 +115,10 @@ def _time(
 
 def _size(option: str, text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit()) or min(int(width), int(height)) < 16 or int(width + height) % 2:
+    sides = [int(side) for side in (width, height) if side.isdigit()]
+    if len(sides) < 2 or min(sides) < 16 or any(side % 2 for side in sides):
         raise ConfigError(f"{option} {text} must be WIDTHxHEIGHT, each at least 16 and even: 832x480")
-    return int(width), int(height)
+    return sides[0], sides[1]
 
 
 def _figures(parity: Sequence[Parity], timings: Sequence[Timing]) -> dict[str, Any]:

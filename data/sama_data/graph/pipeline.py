@@ -50,7 +50,7 @@ class Graph:
         They share the batch's memory, which is theirs: no later batch overwrites it.
 
         Raises:
-            RuntimeError: DALI cannot decode one of the files, and does not say which.
+            RuntimeError: DALI cannot decode one of the files, or not all its frames; it does not say which.
         """
         if self._pipeline is None:
             self._pipeline = _graph(
@@ -67,7 +67,11 @@ class Graph:
             # Its inputs were fed and perhaps not used up: the next batch would meet them.
             self._pipeline = None
             raise
-        return [_frames_of(batch[place]) for place in range(len(pieces))]
+        decoded = [_frames_of(batch[place]) for place in range(len(pieces))]
+        for piece, frames in zip(pieces, decoded, strict=True):
+            if piece.frames is None and len(frames) != piece.num_frames:
+                raise RuntimeError(f"DALI gave {len(frames)} of {piece.num_frames} frames")
+        return decoded
 
     def close(self) -> None:
         """Lets go of the decoders and their memory; frames that were handed over stay valid."""
