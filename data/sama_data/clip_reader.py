@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from sama_data.clips import Clip, load_clip
-from sama_data.errors import DecoderLostError
+from sama_data.errors import ClipError, DataError, DecoderLostError
 from sama_data.rows import Row
-from sama_data.workers.pool import WorkerDiedError, WorkerPool, WorkerTimeoutError
+from sama_data.workers.pool import WorkerDiedError, WorkerPool, WorkersClosedError, WorkerTimeoutError
 
 Result = TypeVar("Result")
 
@@ -40,8 +40,8 @@ class ClipReader:
             threads: Decoder threads for a large clip.
 
         Raises:
-            ClipError: A file cannot be decoded or lacks the row's frames; of the kind DecoderLostError where it
-                took too long, or its decoder died, twice.
+            ClipError: A file cannot be decoded, whatever its decoder says, or lacks the row's frames; of the kind
+                DecoderLostError where it took too long, or its decoder died, twice.
             DataError: No worker can be started, or what reads the row's URL is not installed.
             WorkersClosedError: The reader was closed meanwhile.
         """
@@ -65,6 +65,12 @@ class ClipReader:
             raise DecoderLostError(row.target.name, f"{error} to decode (data.decode_timeout_seconds)") from error
         except WorkerDiedError as error:
             raise DecoderLostError(row.target.name, f"the decoder {error}") from error
+        except (DataError, WorkersClosedError):
+            raise
+        except Exception as error:
+            # Odd files make libraries raise anything, and none of it may end the run.
+            words = (str(error).splitlines() or [""])[0]
+            raise ClipError(row.target.name, f"cannot be decoded: {type(error).__name__}: {words}") from error
 
     def close(self) -> None:
         """Ends the workers, whatever they do; a later read starts new ones."""

@@ -92,6 +92,15 @@ part_lists = st.lists(
 )
 
 
+def test_the_blends_fill_several_buckets(blends):
+    """Dealing puts equal shapes together: with one of them the test below would show less."""
+    planner = StepPlanner(blends.make([((30, 12), 1.0), ((5, 40), 0.5)]), LoaderSettings(12, 8, 3))
+    shapes = planner.shapes(0).shapes
+    assert {shape.kind for shape in shapes} == {"image", "video"}
+    assert len({(shape.width, shape.height) for shape in shapes}) > 1
+    assert len({shape.num_frames for shape in shapes}) > 2
+
+
 @settings(max_examples=60)
 @given(
     parts=part_lists,

@@ -26,7 +26,9 @@ def rows(tmp_path: Path, make_frames, make_video) -> dict:
     make_video(tmp_path / "raw.mp4", make_frames(5, 64, 64, seed=3), fps=12)
     (tmp_path / "empty.mp4").write_bytes(b"")
     written = [{"source": "source.mp4", "target": "target.mp4", "instruction": "x"}]
-    written += [{"video": name, "caption": "x"} for name in ("raw.mp4", "empty.mp4", "hang.mp4", "crash.mp4")]
+    written += [
+        {"video": name, "caption": "x"} for name in ("raw.mp4", "empty.mp4", "hang.mp4", "crash.mp4", "odd.mp4")
+    ]
     write_jsonl(written, tmp_path / "manifest.jsonl")
     return {row.sample_id.removesuffix(".mp4"): row for row in load_manifest(tmp_path / "manifest.jsonl")}
 
@@ -49,6 +51,7 @@ def test_what_befalls_a_decoder_is_said_of_its_clip(rows, monkeypatch):
         "empty": "is empty (0 bytes)",
         "hang": "took longer than 0.5 s to decode (data.decode_timeout_seconds)",
         "crash": "the decoder died of signal 11 (SIGSEGV) twice",
+        "odd": "cannot be decoded: MemoryError: no room for 10**12 frames",
     }
     with ClipReader(BUCKETS, 17, 0.5) as reader:
         reader.read(rows["raw"])
@@ -56,7 +59,7 @@ def test_what_befalls_a_decoder_is_said_of_its_clip(rows, monkeypatch):
             with pytest.raises(ClipError) as caught:
                 reader.read(rows[name])
             assert (caught.value.path, caught.value.reason) == (str(rows[name].target.path), reason)
-            assert isinstance(caught.value, DecoderLostError) == (name != "empty")
+            assert isinstance(caught.value, DecoderLostError) == (name in ("hang", "crash"))
         assert len(reader.read(rows["raw"]).target) == 5
 
 

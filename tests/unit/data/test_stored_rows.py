@@ -112,6 +112,31 @@ def test_threads_get_the_rows_they_ask_for(path, held):
     assert wrong == []
 
 
+@pytest.mark.parametrize("is_named", [True, False])
+def test_names_and_whole_columns_are_read_while_rows_are(path, is_named):
+    """As a step is planned on one thread and earlier ones' rows are read on others, with no lock between them."""
+    if not is_named:
+        pq.write_table(pq.read_table(path).drop_columns("sample_id"), path, row_group_size=16)
+    dataset = load_manifest(path)
+    rows, names = list(dataset), [row.sample_id for row in dataset]
+    right: list[bool] = []
+
+    def ask(seed: int) -> None:
+        choose = np.random.default_rng(seed)
+        for _ in range(40):
+            chosen = choose.integers(0, NUM_ROWS, 24)
+            if seed < 2:
+                right.extend(dataset[index] == rows[index] for index in chosen.tolist())
+            elif seed < 4:
+                right.append(dataset.sample_ids(chosen) == [names[index] for index in chosen])
+            else:
+                right.append(dataset.columns(["sample_id"])["sample_id"].to_pylist() == names)
+
+    run_threads(ask, 5)
+    assert len(right) == 2 * 40 * 24 + 3 * 40
+    assert all(right)
+
+
 def test_one_thread_reads_at_a_time(path, monkeypatch):
     """A reader is not safe between threads."""
     dataset = load_manifest(path)

@@ -20,6 +20,7 @@ from sama_data.workers import process
 from sama_data.workers.child import PARENTS_SIGNALS
 from sama_data.workers.pool import WorkerDiedError, WorkerPool, WorkersClosedError, WorkerTimeoutError
 from tests.support import worker_jobs
+from tests.support.processes import is_alive
 
 LONG_SECONDS = 60.0
 SHORT_SECONDS = 0.4
@@ -29,14 +30,6 @@ SHORT_SECONDS = 0.4
 def pool() -> Iterator[WorkerPool]:
     with WorkerPool(3) as pool:
         yield pool
-
-
-def is_alive(process_id: int) -> bool:
-    try:
-        status = Path(f"/proc/{process_id}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
@@ -205,6 +198,7 @@ sys.path[:0] = sys.argv[3:]
 from pathlib import Path
 from sama_data.workers.pool import WorkerPool
 from tests.support import worker_jobs
+from tests.support.processes import is_alive
 pool = WorkerPool(1)
 if sys.argv[1] == "imports":
     print(pool.run(worker_jobs.has_imported, "numpy", timeout_seconds=60))
