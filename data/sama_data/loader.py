@@ -84,7 +84,7 @@ class SampleLoader:
             {stream.kind: stream.num_rows for stream in self._planner.streams},
             settings.max_bad_share,
             quarantine,
-            self._num_callers,
+            self._num_callers * self._reader.batch_size,
         )
         self._cache = ClipCache(settings.decoded_cache_mib)
 

@@ -23,7 +23,7 @@ LIMITS = {"cpu": (0, 0.0), "gpu": (3, 0.5)}
 # Mean difference when both scale: another bicubic kernel, and RGB is scaled instead of luma and chroma.
 SCALED_LIMIT = 1.0
 _SCALED_TO = 0.75
-BARE = "pyav, bare"
+PYAV, DALI = "pyav, bare", "dali, bare"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,9 @@ def _ways(
     """The ways to compare, by name, to be opened; None: not installed."""
     loader = partial(loader_dali, cores, batch, device, bucket, num_frames)
     return {
-        BARE: partial(pyav, cores, batch),
+        PYAV: partial(pyav, cores, batch),
         "opencv, bare": partial(opencv, cores, batch) if has_opencv() else None,
-        "dali, bare": partial(bare_dali, cores, batch, device),
+        DALI: partial(bare_dali, cores, batch, device),
         "dali, as loaded": partial(loader, perturbed=False),
         "dali, as loaded, perturbed": partial(loader, perturbed=True),
     }

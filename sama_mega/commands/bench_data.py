@@ -18,7 +18,7 @@ from rich.table import Table
 from sama_data.buckets import cut_length
 from sama_data.readers import has_dali
 from sama_mega.bench.clips import BenchClip, find_clips, make_clips
-from sama_mega.bench.decoding import BARE, Parity, Timing, check_parity, time_ways
+from sama_mega.bench.decoding import DALI, PYAV, Parity, Timing, check_parity, time_ways
 from sama_mega.bench.record import dated_name, describe_run, num_cores
 from sama_mega.config.errors import ConfigError
 from sama_mega.observe.sampling import sampling_progress
@@ -122,27 +122,23 @@ def _size(option: str, text: str) -> tuple[int, int]:
 
 
 def _figures(parity: Sequence[Parity], timings: Sequence[Timing]) -> dict[str, Any]:
-    bare = _bare(timings)
     return {
         "parity": [asdict(one) for one in parity],
-        "timings": [asdict(one) | _speed(one, bare) for one in timings],
+        "timings": [asdict(one) | _speed(one, timings) for one in timings],
     }
 
 
-def _bare(timings: Sequence[Timing]) -> dict[tuple[int, int], Timing]:
-    """Bare PyAV's timings by frames and batch."""
-    return {(one.num_frames, one.batch): one for one in timings if one.way == BARE}
-
-
-def _speed(one: Timing, bare: dict[tuple[int, int], Timing]) -> dict[str, float]:
+def _speed(one: Timing, timings: Sequence[Timing]) -> dict[str, float]:
     if not one.seconds:
         return {}
+    others = {other.way: other for other in timings if (other.num_frames, other.batch) == (one.num_frames, one.batch)}
     return {
         "clips_per_second_median": one.clips_per_second(median),
         "clips_per_second_best": one.clips_per_second(min),
         "frames_per_second_median": one.clips_per_second(median) * one.num_frames,
         "frames_per_second_best": one.clips_per_second(min) * one.num_frames,
-        "relative_to_pyav": one.relative_to(bare[one.num_frames, one.batch]),
+        "relative_to_pyav": one.relative_to(others[PYAV]),
+        "relative_to_dali": one.relative_to(others[DALI]),
     }
 
 
@@ -160,14 +156,24 @@ def _show(parity: Sequence[Parity], timings: Sequence[Timing], as_json: bool) ->
     title = f"Decoding on {num_cores()} cores" + (
         f" and {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     )
-    columns = ("way", "frames|n", "batch|n", "clips/s: median|n", "best|n", "frames/s: median|n", "best|n", "to PyAV|n")
+    columns = (
+        "way",
+        "frames|n",
+        "batch|n",
+        "clips/s: median|n",
+        "best|n",
+        "frames/s: median|n",
+        "best|n",
+        "to PyAV|n",
+        "to DALI|n",
+    )
     table = _table(title, *columns)
-    bare = _bare(timings)
     for one in timings:
-        shown = ["not installed", "", "", "", ""]
+        shown = ["not installed", *[""] * 5]
         if one.seconds:
-            clips, best_clips, frames, best_frames, relative = _speed(one, bare).values()
-            shown = [f"{clips:.1f}", f"{best_clips:.1f}", f"{frames:,.0f}", f"{best_frames:,.0f}", f"{relative:.2f}x"]
+            clips, best_clips, frames, best_frames, *relative = _speed(one, timings).values()
+            shown = [f"{clips:.1f}", f"{best_clips:.1f}", f"{frames:,.0f}", f"{best_frames:,.0f}"]
+            shown += [f"{share:.2f}x" for share in relative]
         table.add_row(one.way, str(one.num_frames), str(one.batch), *shown)
     console.print(table)
 

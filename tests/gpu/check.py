@@ -55,6 +55,7 @@ class Step:
     limit_seconds: float
 
 
+_BENCH_DATA = ("-m", "sama_mega", "bench", "data", "--json", "--out", "OUT")
 STEPS = (
     Step(
         "tests",
@@ -62,7 +63,13 @@ STEPS = (
         RUNTIME | IMAGES | TRAINING | TESTS,
         300.0,
     ),
-    Step("bench-data", ("-m", "sama_mega", "bench", "data", "--json", "--out", "OUT"), RUNTIME | TRAINING, 300.0),
+    Step("bench-data", _BENCH_DATA, RUNTIME | TRAINING, 300.0),
+    Step(
+        "bench-resize",
+        (*_BENCH_DATA, "--size", "1280x720", "--bucket", "832x480", "--frames", "81", "--batch", "8"),
+        RUNTIME | TRAINING,
+        300.0,
+    ),
     Step("data-wait", ("-m", "tests.gpu.data_wait", "--out", "OUT"), RUNTIME | TRAINING, 300.0),
 )
 
