@@ -56,8 +56,7 @@ class ClipReader:
             arguments: What pickles.
 
         Raises:
-            Exception: What the function raised.
-            DecoderLostError: As `read`; so are DataError and WorkersClosedError.
+            ClipError, DataError, WorkersClosedError: As `read`; what the function raises beside them is a ClipError.
         """
         try:
             return self._workers.run(function, *arguments, timeout_seconds=self._timeout_seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from sama_data.step_plan import StepPlanner
 from sama_data.streams import Draw
 
 __all__ = ["LoaderSettings", "Quarantine", "Sample", "SampleLoader", "StepSamples"]
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ class SampleLoader:
             self._num_callers * self._reader.batch_size,
         )
         self._cache = ClipCache(settings.decoded_cache_mib)
+        self._told_decoder = False
 
     def draws(self, step: int) -> list[Draw]:
         """Returns a step's draws over all ranks, by slot: the same for any number of ranks."""
@@ -124,6 +129,9 @@ class SampleLoader:
         self.close()
 
     def _prefetched(self, steps: range, steps_ahead: int) -> Generator[StepSamples, None, None]:
+        if not self._told_decoder:  # not when it is made: a run has no log yet
+            _log.info("clips are decoded by %s (data.decoder: %s)", self._reader.name, self._settings.decoder)
+            self._told_decoder = True
         threads, interrupt = self._num_callers, self._reader.close
         prepared = prefetch_in_order(steps, self._plan_batches, self._read_jobs, steps_ahead, threads, interrupt)
         with closing(prepared):

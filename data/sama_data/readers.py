@@ -23,10 +23,12 @@ class BatchReader(Protocol):
     """Reads rows; several threads may at a time.
 
     Attributes:
+        name: What decodes and where.
         batch_size: The most rows that are read together.
         num_callers: How many threads should read at a time; None: as many as the settings ask for.
     """
 
+    name: str
     batch_size: int
     num_callers: int | None
 
@@ -52,6 +54,7 @@ class PyavReader:
     """
 
     def __init__(self, settings: LoaderSettings) -> None:
+        self.name = "PyAV on the CPU"
         self.batch_size = 1
         self.num_callers: int | None = None
         self._reader = clip_reader(settings)
@@ -72,7 +75,7 @@ class PyavReader:
 
 
 def make_reader(settings: LoaderSettings, device: int | None) -> BatchReader:
-    """Makes the reader that `settings.decoder` asks for and logs which it is.
+    """Makes the reader that `settings.decoder` asks for.
 
     Args:
         settings: The loader's.
@@ -81,10 +84,7 @@ def make_reader(settings: LoaderSettings, device: int | None) -> BatchReader:
     Raises:
         DataError: DALI is asked for and not installed.
     """
-    decoder = choose_decoder(settings.decoder, device)
-    where = "the CPU" if device is None or decoder == "pyav" else f"GPU {device}"
-    _log.info("clips are decoded by %s on %s (data.decoder: %s)", decoder, where, settings.decoder)
-    if decoder == "pyav":
+    if choose_decoder(settings.decoder, device) == "pyav":
         return PyavReader(settings)
     if device is not None and settings.decoded_cache_mib:
         _log.warning("data.decoded_cache_mib (%d) is not used: frames stay on the GPU", settings.decoded_cache_mib)

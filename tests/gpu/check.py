@@ -32,6 +32,8 @@ RUNTIME = {
     "rich": "rich",
     "safetensors": "safetensors",
     "nvidia.dali": "nvidia-dali-cuda130",
+    "astunparse": "astunparse",  # the next two: DALI's graph is Python that it rewrites
+    "gast": "gast",
 }
 IMAGES = {"nvidia.nvimgcodec": "nvidia-nvimgcodec-cu13", "nvidia.nvjpeg": "nvidia-nvjpeg"}
 TRAINING = {"megatron.core": "megatron-core", "psutil": "psutil", "triton": "triton"}

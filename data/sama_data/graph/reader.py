@@ -51,6 +51,7 @@ class DaliReader:
     """
 
     def __init__(self, settings: LoaderSettings, device: int | None, workers: ClipReader | None = None) -> None:
+        self.name = "DALI on the CPU" if device is None else f"DALI on GPU {device}"
         self.batch_size = settings.decode_batch
         self.num_callers: int | None = _NUM_CALLERS
         self.by_pyav: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from sama_data.graph.piece import Piece
 from sama_data.graph.pipeline import Graph
 from sama_data.loader import LoaderSettings, Quarantine, SampleLoader
 from sama_data.manifest import load_manifest, write_jsonl
-from sama_data.readers import PyavReader, choose_decoder, make_reader
+from sama_data.readers import choose_decoder, make_reader
 
 BUCKETS = ((64, 48), (48, 64))
 
@@ -97,10 +97,12 @@ def test_dali_that_is_not_there_is_one_line_with_the_extra(monkeypatch):
         make_reader(LoaderSettings(0, 1, decoder="dali"), None)
 
 
-def test_the_choice_is_logged_once(caplog):
+def test_the_choice_is_logged_once(manifest, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        assert isinstance(make_reader(LoaderSettings(0, 1, decoder="auto"), None), PyavReader)
-    assert caplog.messages == ["clips are decoded by pyav on the CPU (data.decoder: auto)"]
+        samples_of(manifest, tmp_path / "quarantine.jsonl", "dali")
+    told = [line for line in caplog.messages if line.startswith("clips are decoded by")]
+    assert told == ["clips are decoded by DALI on the CPU (data.decoder: dali)"]
+    assert make_reader(LoaderSettings(0, 1, decoder="auto"), None).name == "PyAV on the CPU"
 
 
 def test_kept_clips_do_not_hold_their_whole_batch(manifest, tmp_path):
