@@ -21,12 +21,14 @@ class ClipError(DataError):
     Attributes:
         path: The file, in words: for a member of a file with its bytes.
         reason: What is wrong with it, as written to the quarantine.
+        is_passing: Whether it is the fault of a disk or a network, which may be well again later.
     """
 
-    def __init__(self, path: Path | str, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str, is_passing: bool = False) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
+        self.is_passing = is_passing
 
     def __reduce__(self) -> tuple[object, ...]:
         # As exceptions pickle by themselves, their message would be the only argument.

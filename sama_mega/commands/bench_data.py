@@ -19,7 +19,8 @@ from sama_data.buckets import cut_length
 from sama_data.readers import has_dali
 from sama_mega.bench.clips import BenchClip, find_clips, make_clips
 from sama_mega.bench.decoding import DALI, PYAV, Parity, Timing, check_parity, time_ways
-from sama_mega.bench.record import dated_name, describe_run, num_cores
+from sama_mega.bench.record import describe_run, num_cores
+from sama_mega.bench.results import write_results
 from sama_mega.config.errors import ConfigError
 from sama_mega.observe.sampling import sampling_progress
 
@@ -47,7 +48,7 @@ class Options:
     repeats: int
 
 
-def run(options: Options, out: Path, as_json: bool = False) -> int:
+def run(options: Options, results: Path, as_json: bool = False) -> int:
     """Compare and time, and print both.
 
     Returns:
@@ -76,9 +77,7 @@ def run(options: Options, out: Path, as_json: bool = False) -> int:
     _show(parity, timings, as_json)
     if as_json:
         report = describe_run() | _figures(parity, timings)
-        path = out / dated_name("data")
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        path = write_results(results, "data", report)
         print(json.dumps(report | {"file": str(path)}))
     return 0 if passed else 1
 

@@ -296,7 +296,7 @@ class TrainRecipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Literal["none", "selective", "selective_ffn", "full"] = "none"
     skip_loss_above: PositiveFloat | None = None
     skip_grad_norm_above: PositiveFloat | None = None
     max_skipped_steps: PositiveInt = 20

@@ -27,9 +27,9 @@ def build_model(recipe: Recipe, context: ParallelContext, *, initialize: bool = 
         This rank's pipeline stages on the context's device, in order: one, or several when they are interleaved.
 
     Raises:
-        ConfigError: The recipe asks for a kernel that is not built.
+        ConfigError: The recipe asks for a kernel that is not built, or cannot run on the context's device.
     """
-    check_kernels(recipe)
+    check_kernels(recipe, context.device.type)
     assert sum(context.layout.stage_layers) == recipe.model.num_layers, (context.layout, recipe.model.num_layers)
     config = transformer_config(recipe, context.layout)
     stages = [SamaDiT(recipe, config, context, context.layout.stage(index)) for index in context.stages]
@@ -39,13 +39,13 @@ def build_model(recipe: Recipe, context: ParallelContext, *, initialize: bool = 
     return stages
 
 
-def check_kernels(recipe: Recipe) -> None:
-    """Refuses kernels that are not built.
+def check_kernels(recipe: Recipe, device_type: str) -> None:
+    """Refuses kernels that are not built, or that cannot run on this kind of device.
 
     Raises:
         ConfigError: Names the recipe's key and what there is.
     """
     try:
-        require_built(recipe.kernels.ops, recipe.kernels.attention)
+        require_built(recipe.kernels.ops, recipe.kernels.attention, device_type)
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -10,11 +10,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from sama_kernels.attention import attention
+from sama_kernels.keep import Keep
 from sama_kernels.qk_norm_rope import RopeTables, SumOverRanks, qk_norm_rope
 from sama_mega.config.schema import Recipe
 from sama_mega.model.context_attention import context_attention
 from sama_mega.model.norms import FullWidthNormWeight
 from sama_mega.model.parallel_layers import ColumnLinear, RowLinear
+from sama_mega.model.recompute import Activations
 from sama_mega.parallel.collectives import bind_all_reduce
 from sama_mega.parallel.runtime import ParallelContext
 
@@ -55,9 +57,9 @@ class AttentionHeads(nn.Module):
             backend=self.kernels.ops,
         )
 
-    def _project(self, mixed: Tensor) -> Tensor:
+    def _project(self, mixed: Tensor, keep: Keep) -> Tensor:
         """``[B, S, h, D]`` -> ``[s, B, dim]``."""
-        return self.o(mixed.transpose(0, 1).flatten(-2))
+        return self.o(mixed.transpose(0, 1).flatten(-2), keep)
 
 
 class SelfAttention(AttentionHeads):
@@ -74,12 +76,20 @@ class SelfAttention(AttentionHeads):
         self.linear_qkv = ColumnLinear(self.full_width, 3 * self.full_width, config, context)
         self._context = context
 
-    def forward(self, x: Tensor, rope: RopeTables, num_tokens: int) -> Tensor:
+    def forward(self, x: Tensor, rope: RopeTables, num_tokens: int, activations: Activations) -> Tensor:
         """``[s, B, dim]`` -> ``[s, B, dim]``; of the whole sequence only the first ``num_tokens`` are no padding."""
-        q, k, v = self._split_heads(self.linear_qkv(x), 3)
+        q, k, v = self._split_heads(self.linear_qkv(x, activations.keep("qkv")), 3)
         q, k = self._norm(q, k, rope)
-        backend = self.kernels.attention
-        return self._project(context_attention(q, k, v.transpose(0, 1), num_tokens, self._context, backend=backend))
+        mixed = context_attention(
+            q,
+            k,
+            v.transpose(0, 1),
+            num_tokens,
+            self._context,
+            backend=self.kernels.attention,
+            keep=activations.keep("attention"),
+        )
+        return self._project(mixed, activations.keep("attention_output"))
 
 
 class CrossAttention(AttentionHeads):
@@ -96,9 +106,11 @@ class CrossAttention(AttentionHeads):
         self.q = ColumnLinear(self.full_width, self.full_width, config, context)
         self.linear_kv = ColumnLinear(self.full_width, 2 * self.full_width, config, context, gather_sequence=False)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor, activations: Activations) -> Tensor:
         """``[s, B, dim]`` and whole text ``[L, B, dim]`` -> ``[s, B, dim]``."""
-        (q,) = self._split_heads(self.q(x), 1)
-        k, v = self._split_heads(self.linear_kv(text), 2)
+        (q,) = self._split_heads(self.q(x, activations.keep("cross_q")), 1)
+        k, v = self._split_heads(self.linear_kv(text, activations.keep("cross_kv")), 2)
         q, k = self._norm(q, k, None)
-        return self._project(attention(q, k, v.transpose(0, 1), backend=self.kernels.attention))
+        keep = activations.keep("cross_attention")
+        mixed = attention(q, k, v.transpose(0, 1), backend=self.kernels.attention, keep=keep)
+        return self._project(mixed, activations.keep("cross_output"))

@@ -18,11 +18,19 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sama_kernels.attention import attention
+from sama_kernels.keep import Keep, compute_now
 from sama_mega.parallel.runtime import ParallelContext
 
 
 def context_attention(
-    q: Tensor, k: Tensor, v: Tensor, num_tokens: int, context: ParallelContext, *, backend: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_tokens: int,
+    context: ParallelContext,
+    *,
+    backend: str,
+    keep: Keep = compute_now,
 ) -> Tensor:
     """Attends from this rank's tokens to all real tokens of the sequence.
 
@@ -35,6 +43,7 @@ def context_attention(
         num_tokens: N.
         context: The running layout.
         backend: Of `sama_kernels.attention`.
+        keep: Of what this rank's attention gives.
 
     Returns:
         ``[B, s, h, D]``.
@@ -46,7 +55,7 @@ def context_attention(
     num_queries = min(max(num_tokens - gathering.rank() * num_held, 0), num_held)
     if gathering.size() > 1:
         k, v = gather_tokens(k, v, gathering)
-    mixed = attention(q[:, :num_queries], k[:, :num_tokens], v[:, :num_tokens], backend=backend)
+    mixed = attention(q[:, :num_queries], k[:, :num_tokens], v[:, :num_tokens], backend=backend, keep=keep)
     if num_queries < num_held:
         mixed = pad(mixed, (0, 0, 0, 0, 0, num_held - num_queries))
     return exchange_tokens_for_heads(mixed, exchanging) if exchanging.size() > 1 else mixed

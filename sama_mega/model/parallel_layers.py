@@ -1,4 +1,6 @@
-"""megatron-core's parallel linears with this model's conventions, and the tags parameters carry.
+"""megatron-core's parallel linears with this model's conventions and products, and the tags parameters carry.
+
+Shape legend: s this rank's tokens, S its group's tokens inside the products (S = s without sequence parallel), B batch.
 
 Every parameter says how it is spread over the tensor-parallel ranks:
 `tensor_model_parallel` and `partition_dim` when each rank holds a slice, `sequence_parallel` when each rank holds
@@ -21,6 +23,8 @@ from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from sama_kernels.keep import Keep, compute_now
+from sama_mega.model.parallel_products import ColumnProduct, RowProduct
 from sama_mega.parallel.layout import Stage
 from sama_mega.parallel.runtime import ParallelContext
 
@@ -70,9 +74,11 @@ class ColumnLinear(ColumnParallelLinear):
         for parameter in self.parameters():
             split_over_tensor_ranks(parameter, 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[tokens, B, in]`` -> ``[all tokens, B, out / tp]``."""
-        output: Tensor = super().forward(x)[0]
+    def forward(self, x: Tensor, keep: Keep = compute_now) -> Tensor:
+        """``[s, B, in]`` -> ``[S, B, out / tp]``."""
+        output: Tensor = ColumnProduct.apply(
+            x, self.weight, self.bias, self.tp_group, self.sequence_parallel, self.allreduce_dgrad, keep
+        )
         return output
 
 
@@ -100,18 +106,11 @@ class RowLinear(RowParallelLinear):
             tp_group=context.tensor_group,
         )
         split_over_tensor_ranks(self.weight, 1)
-        self._sums_in_place = context.layout.tensor > 1 and not config.sequence_parallel
 
-    def _forward_impl(self, *args: Any, **kwargs: Any) -> Tensor:
-        product: Tensor = super()._forward_impl(*args, **kwargs)
-        # megatron sums over the ranks in the product's own memory. Selective recompute keeps that product, and would
-        # sum the sum: give megatron a copy.
-        return product.clone() if self._sums_in_place else product
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[all tokens, B, in / tp]`` -> ``[tokens, B, out]`` (this rank's tokens under sequence parallel)."""
-        output: Tensor = super().forward(x)[0]
-        return output
+    def forward(self, x: Tensor, keep: Keep = compute_now) -> Tensor:
+        """``[S, B, in / tp]`` -> ``[s, B, out]``."""
+        product: Tensor = RowProduct.apply(x, self.weight, self.tp_group, self.sequence_parallel, keep)
+        return product + self.bias
 
 
 def sum_gradient_over_tensor_ranks(x: Tensor, context: ParallelContext) -> Tensor:

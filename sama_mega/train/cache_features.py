@@ -2,7 +2,8 @@
 
 That is the latents of targets, and of sources that no perturbation touches; the features of anchor frames; the prompts
 that the rows can have. Rows are cut into blocks, a shard each, and dealt to the processes; a block that is done is not
-done again, nor a content that the cache has. Nothing is sent between processes.
+done again, nor a content that the cache has; of a block with rows that could not be read, these are tried again by the
+next life. Nothing is sent between processes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import Encoders
 from sama_mega.encoders.feature_cache import CacheFolder, Content, FeatureCache, Keys, Kind
+from sama_mega.encoders.feature_cache.folder import SUFFIX
 from sama_mega.encoders.feature_cache.index import index_is_current, write_index
 from sama_mega.encoders.feature_cache.stored import pack
 from sama_mega.train.encode import FrameEncoders
@@ -133,14 +135,22 @@ class FeatureCacher:
 
     def _encode_block(self, block: _Block, name: str, report: CacheReport, on_rows: Callable[[int], None]) -> None:
         features: dict[str, Tensor] = {}
+        absent = hashlib.blake2b(digest_size=4)
+        num_skipped = len(report.skipped)
         with closing(self._clips(block)) as clips:
             for row, clip in clips:
                 report.rows += 1
                 if isinstance(clip, ClipError):
                     report.skipped.append(str(clip))
+                    absent.update(f"{row.index} ".encode())
                 else:
                     self._encode_row(row, clip, features)
                 on_rows(report.rows)
+        if len(report.skipped) > num_skipped:
+            # Not the name of a block that is done: the rows are tried again by the next life.
+            name = name.replace(SUFFIX, f"-without-{absent.hexdigest()}{SUFFIX}")
+            if not features and (self._folder.shards / name).exists():
+                return  # of an earlier life, which found the same rows at fault
         self._folder.write(self._folder.shards / name, features)
         report.encoded += len(features)
 
@@ -180,7 +190,7 @@ class FeatureCacher:
 
     def _finish(self, rank: int, report: CacheReport) -> None:
         """Brings the index up to date, if nobody comes later who would."""
-        there = {name.rpartition("-")[0] for name in self._folder.shard_names()}
+        there = {"-".join(name.split("-")[:2]) for name in self._folder.shard_names()}
         report.finished = all(block.label in there for block in self._blocks)
         if (report.finished or rank == 0) and not index_is_current(self._folder):
             write_index(self._folder)
@@ -197,7 +207,7 @@ class FeatureCacher:
             row = self._dataset[index]
             place = (row.source, row.target, row.frame_start, row.frame_end, row_prompts(row, recipe.motion))
             state.update(repr(place).encode())
-        return f"{block.label}-{state.hexdigest()}.safetensors"
+        return f"{block.label}-{state.hexdigest()}{SUFFIX}"
 
     def _open_known(self) -> FeatureCache | None:
         """What earlier lives left, as far as they finished."""

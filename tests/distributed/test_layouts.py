@@ -111,7 +111,7 @@ def applies(plant: str, degrees: dict[str, Any]) -> bool:
 
 CASES: dict[int, list[tuple[dict[str, Any], str, str | None]]] = {
     ranks: [(degrees, "none", None) for degrees in LAYOUTS[ranks]]
-    + [(degrees, mode, None) for degrees in RECOMPUTED[ranks] for mode in ("selective", "full")]
+    + [(degrees, mode, None) for degrees in RECOMPUTED[ranks] for mode in ("selective", "selective_ffn", "full")]
     + [(degrees, "none", plant) for degrees in PLANTED[ranks] for plant in PLANTS if applies(plant, degrees)]
     for ranks in LAYOUTS
 }

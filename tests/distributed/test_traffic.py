@@ -53,7 +53,14 @@ FOUR_RANKS: dict[str, dict[str, Any]] = {
     "tensor + sequence x pipeline": {"tensor": 2, "pipeline": 2},
     "context x data": {"context": 2, "data": 2},
 }
-RECOMPUTE = ("selective", "full")
+RECOMPUTE = {
+    "tensor + sequence": ("selective", "selective_ffn", "full"),
+    "tensor": ("selective", "full"),
+    "context, exchange": ("selective",),
+    "context, gather": ("full",),
+}
+"""Modes of `train.recompute`, by layout of two ranks."""
+LAYOUTS = [*TWO_RANKS, *FOUR_RANKS, *(f"{label}, {mode}" for label, modes in RECOMPUTE.items() for mode in modes)]
 PHASES = ("block forward", "backward", "micro-batch", "encoding", "step")
 
 # --- the document -----------------------------------------------------------------------------------------
@@ -89,12 +96,13 @@ class Document:
 
 
 BLOCK_FORWARD, BLOCK_BACKWARD = "Each block, forward", "Each block, backward"
+BLOCK_AGAIN = "Each block, again in the backward pass"
 MICRO_BATCH, MICRO_BATCH_BACKWARD = "Each micro-batch, forward and between stages", "Each micro-batch, backward"
 ENCODING = "Each micro-batch, encoding"
 STEP, BUCKET = "Each optimizer step", "Each bucket of gradients, each optimizer step"
 TABLES = {
     "block forward": (BLOCK_FORWARD,),
-    "backward": (BLOCK_BACKWARD, MICRO_BATCH_BACKWARD),
+    "backward": (BLOCK_AGAIN, BLOCK_BACKWARD, MICRO_BATCH_BACKWARD),
     "micro-batch": (MICRO_BATCH,),
     "encoding": (ENCODING,),
 }
@@ -281,6 +289,7 @@ def layout_names(recipe: Any, context: Any) -> dict[str, Any]:
         "features": model.semantic_dim,
         "P": model.out_channels * math.prod(model.patch_size),
         "e": 2,
+        "mode": recipe.train.recompute,
     }
 
 
@@ -344,8 +353,12 @@ def observe_layouts(layouts: Mapping[str, Mapping[str, Any]], with_plants: bool)
 
     runs = [(label, make_recipe(degrees), nullcontext) for label, degrees in layouts.items()]
     if with_plants:
+        runs += [
+            (f"{label}, {mode}", make_recipe(TWO_RANKS[label], mode), nullcontext)
+            for label, modes in RECOMPUTE.items()
+            for mode in modes
+        ]
         degrees = TWO_RANKS["tensor + sequence"]
-        runs += [(f"recompute {mode}", make_recipe(degrees, mode), nullcontext) for mode in RECOMPUTE]
         runs += [(plant, make_recipe(degrees), make) for plant, make in PLANTS.items()]
     context = start_parallel(runs[0][1], timeout_seconds=60)
     observed = {}
@@ -388,7 +401,7 @@ def expected_messages(seen: Observed, document: Document, phase: str) -> Counter
         return total
     for names in seen.micro_batches:
         for title in TABLES[phase]:
-            times = seen.num_blocks if title in (BLOCK_FORWARD, BLOCK_BACKWARD) else 1
+            times = seen.num_blocks if title.startswith("Each block") else 1
             total += expected_of(document.rows[title], with_definitions(names, document), times)
     return total
 
@@ -409,7 +422,7 @@ def differences(seen: Observed, document: Document, phase: str) -> dict[str, Any
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("layout", [*TWO_RANKS, *FOUR_RANKS])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_ranks_send_what_the_document_says(
     layout: str, phase: str, steps: list[dict[str, Observed]], document: Document
 ) -> None:
@@ -443,16 +456,6 @@ def test_cases_meet_padding_and_unequal_ranks(steps: list[dict[str, Observed]], 
     assert {one["B"] for one in shards} == {1, 2}
     assert len({len(seen.micro_batches) for seen in observed_by_ranks(steps, "data")}) == 2
     assert len({seen.num_blocks for seen in observed_by_ranks(steps, "pipeline")}) == 2
-
-
-@pytest.mark.parametrize("mode", RECOMPUTE)
-def test_recompute_sends_the_forward_messages_twice(
-    mode: str, steps: list[dict[str, Observed]], document: Document
-) -> None:
-    for seen in observed_by_ranks(steps, f"recompute {mode}"):
-        forward = expected_messages(seen, document, "block forward")
-        assert sent(seen, "block forward") == forward
-        assert sent(seen, "backward") == forward + expected_messages(seen, document, "backward")
 
 
 @pytest.mark.parametrize("plant", PLANTS)

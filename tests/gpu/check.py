@@ -57,7 +57,7 @@ class Step:
     limit_seconds: float
 
 
-_BENCH_DATA = ("-m", "sama_mega", "bench", "data", "--json", "--out", "OUT")
+_BENCH_DATA = ("-m", "sama_mega", "bench", "data", "--json", "--results", "OUT")
 STEPS = (
     Step(
         "tests",

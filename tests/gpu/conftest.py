@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.clip_zoo import make_zoo
-from tests.support.clips import moving_picture, write_sound, write_video
+from tests.support.clips import moving_picture, write_video
+from tests.support.zoo import write_sound
 
 
 @pytest.fixture(scope="session")

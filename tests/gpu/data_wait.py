@@ -16,7 +16,8 @@ from typing import Any
 
 from sama_data.manifest import write_jsonl
 from sama_mega.bench.clips import make_clips
-from sama_mega.bench.record import dated_name, describe_run
+from sama_mega.bench.record import describe_run
+from sama_mega.bench.results import write_results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPE = REPOSITORY / "recipes" / "wan14b_stage0.yaml"
@@ -97,8 +98,7 @@ def _report(steps: list[dict[str, Any]], out: Path) -> int:
         "data_wait_share": share,
         "limit_share": LIMIT_SHARE,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / dated_name("data-wait")).write_text(json.dumps(describe_run() | figures, indent=1) + "\n")
+    write_results(out, "data-wait", describe_run() | figures)
     print(f"data wait: {share:.2%} of {len(steps)} steps of {median(lengths):.3f} s (at most {LIMIT_SHARE:.0%})")
     return 0 if share <= LIMIT_SHARE else 1
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import av
 from av.video.frame import VideoFrame
 from PIL import Image
 
 from sama_data.decode_image import MAX_PIXELS, turns_upright
-from sama_data.decode_video import UNTAGGED_COLOUR_SPACES, earliest, open_video, what_is_lacking
+from sama_data.decode_video import UNTAGGED_COLOUR_SPACES
 from sama_data.media import Media
+from sama_data.video_reader import VideoReader, end_of_range, open_video, quarter_turns
 
 # AVColorSpace values of the BT.601 matrix, the only one that DALI knows: PAL's and NTSC's.
 _BT601 = frozenset({5, 6})
@@ -26,7 +26,6 @@ _SIZED_BY_KEY_FRAMES = frozenset({"vp8", "vp9", "av1"})
 _MOST_KEY_FRAMES = 16
 # FFmpeg gives a frame out only when it has seen as many packets as may come before it.
 _REORDERING_PACKETS = 32
-_PROGRESSIVE = frozenset({0, 1})  # AVFieldOrder: unknown, progressive
 
 
 class Unsuitable(Exception):
@@ -136,26 +135,25 @@ def look_at_video(
     """
     if demuxer not in abilities.containers:
         raise Unsuitable(f"container {demuxer}")
-    limit = earliest(end, None if max_frames is None else start + max_frames)
-    with open_video(media, demuxer, content) as (container, stream):
-        codec = stream.codec_context.name
-        if codec not in abilities.codecs:
-            raise Unsuitable(f"codec {codec}")
-        if int(stream.codec_context.field_order) not in _PROGRESSIVE:
+    limit = end_of_range(start, end, max_frames)
+    with open_video(media, demuxer, content=content) as video:
+        if video.codec not in abilities.codecs:
+            raise Unsuitable(f"codec {video.codec}")
+        if video.is_interlaced:
             raise Unsuitable("interlaced clips")
-        index = _read_index(container, stream, limit)
+        index = _read_index(video, limit)
         if limit is None or index.num_frames < limit:
-            if what_is_lacking(demuxer, container, stream, index.num_frames, index.end_seconds) is not None:
+            if video.what_is_lacking(index.num_frames, index.end_seconds) is not None:
                 raise Unsuitable("cut clips")
             if start >= index.num_frames or (end is not None and end > index.num_frames):
                 raise Unsuitable("clips without the wanted frames")
         _refuse_unlike(index.first, abilities)
-        rate = stream.average_rate
+        fps = video.fps
     num_frames = (index.num_frames if limit is None else min(limit, index.num_frames)) - start
     first = index.first
     if num_frames * first.width * first.height * 3 > abilities.max_decoded_bytes:
         raise Unsuitable("clips that are large when decoded")
-    return Look(first.width, first.height, num_frames, None if not rate else float(rate))
+    return Look(first.width, first.height, num_frames, fps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +163,15 @@ class _Index:
     first: VideoFrame
 
 
-def _read_index(container: Any, stream: Any, limit: int | None) -> _Index:
+def _read_index(video: VideoReader, limit: int | None) -> _Index:
     """Counts packets, up to those that the frame `limit` can depend on, and decodes what tells the clip's nature."""
     wanted = None if limit is None else limit + _REORDERING_PACKETS
     first: VideoFrame | None = None
     num_frames = num_key_frames = 0
     end_seconds: float | None = None
-    key_frames_only = stream.codec_context.name in _SIZED_BY_KEY_FRAMES
+    key_frames_only = video.codec in _SIZED_BY_KEY_FRAMES
     try:
-        for packet in container.demux(stream):
+        for packet in video.packets():
             if first is None or (packet.is_keyframe and packet.size and key_frames_only):
                 for frame in packet.decode():
                     first = _like_the_first(first, frame)
@@ -212,7 +210,7 @@ def _refuse_unlike(frame: VideoFrame, abilities: Abilities) -> None:
         raise Unsuitable(f"colour matrix {int(frame.colorspace)} (DALI has BT.601 alone)")
     if frame.is_corrupt:
         raise Unsuitable("damaged clips")
-    if round(frame.rotation / 90) % 4:
+    if quarter_turns(frame):
         raise Unsuitable("clips with a rotation tag")
     if frame.width * frame.height > MAX_PIXELS:
         raise Unsuitable("too many pixels")

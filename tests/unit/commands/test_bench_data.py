@@ -14,7 +14,7 @@ from sama_mega.__main__ import main
 
 pytest.importorskip("nvidia.dali")
 
-SMALL = ["--size", "64x48", "--frames", "5", "--batch", "2", "--repeats", "2", "--json"]
+SMALL = ["--size", "64x48", "--frames", "5", "--batch", "2", "--rounds", "2", "--json"]
 WAYS = ["pyav, bare", "opencv, bare", "dali, bare", "dali, as loaded", "dali, as loaded, perturbed"]
 
 
@@ -30,7 +30,7 @@ def test_every_way_is_measured_after_parity(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sama_mega.bench.decoding, "has_opencv", lambda: False)
-    status, report, shown = bench(capsys, *SMALL, "--bucket", "48x32", "--out", str(tmp_path))
+    status, report, shown = bench(capsys, *SMALL, "--bucket", "48x32", "--results", str(tmp_path))
     assert status == 0
     assert [one["passed"] for one in report["parity"]] == [True, True]
     assert report["parity"][0]["largest"] == 0
@@ -42,10 +42,10 @@ def test_every_way_is_measured_after_parity(
     assert bare["relative_to_pyav"] == 1.0
     assert bare["frames_per_second_best"] == pytest.approx(5 * 2 / min(bare["seconds"]))
     assert "not installed" in shown
-    (written,) = tmp_path.glob("bench-data-*.json")
+    (written,) = tmp_path.glob("*-data.json")
     assert report["file"] == str(written)
     assert json.loads(written.read_text()) == {key: value for key, value in report.items() if key != "file"}
-    assert report["cores"] >= 1 and report["versions"]["nvidia-dali-cuda130"] and report["gpu"] is None
+    assert report["cores"] >= 1 and report["decoders"]["nvidia-dali-cuda130"] and report["device"] == "CPU"
 
 
 def test_no_speed_is_told_of_frames_that_differ(
@@ -54,7 +54,7 @@ def test_no_speed_is_told_of_frames_that_differ(
     real = sama_mega.bench.decoding.dali_frames
     monkeypatch.setattr(sama_mega.bench.decoding, "dali_frames", lambda *given: real(*given) ^ 1)
     monkeypatch.setattr(sama_mega.commands.bench_data, "time_ways", None)
-    status, report, shown = bench(capsys, *SMALL, "--out", str(tmp_path))
+    status, report, shown = bench(capsys, *SMALL, "--results", str(tmp_path))
     assert status == 1
     assert not report["timings"]
     assert "TOO FAR" in shown and "no speed is measured" in shown
@@ -99,7 +99,7 @@ def test_clips_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
     make_clips(tmp_path, "libvpx-vp9", 1, 7, 64, 48)
     (tmp_path / "notes.txt").write_text("no clip")
-    arguments = ["--clips", str(tmp_path), "--frames", "5", "--batch", "1", "--repeats", "1", "--json"]
-    status, report, _ = bench(capsys, *arguments, "--out", str(tmp_path / "out"))
+    arguments = ["--clips", str(tmp_path), "--frames", "5", "--batch", "1", "--rounds", "1", "--json"]
+    status, report, _ = bench(capsys, *arguments, "--results", str(tmp_path / "out"))
     assert status == 0
     assert {one["num_frames"] for one in report["timings"]} == {5}

@@ -120,9 +120,7 @@ def test_what_is_wrong_is_told_before_the_others_end(place: Path) -> None:
 
 
 def test_alone_on_a_workstation(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    start = time.perf_counter()
     assert health.run(RECIPE, [], as_json=True) == 0
-    assert time.perf_counter() - start < 3  # measured 0.1 s
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in out[:-1]] == ["nodes", "run", "software", "healthy"]
     report = json.loads(out[-1])

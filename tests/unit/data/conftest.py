@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import sama_data.decode  # noqa: F401  it silences FFmpeg's own messages
-from tests.support.clips import Frames, moving_picture, psnr, write_sound, write_video
+from tests.support.clips import Frames, moving_picture, psnr, write_video
 
 # Wall-clock limits of single examples fail on a busy machine; every test has a time limit of its own.
 settings.register_profile("busy_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,11 +24,6 @@ def make_frames() -> Callable[..., Frames]:
 @pytest.fixture(scope="session")
 def make_video() -> Callable[..., Path]:
     return write_video
-
-
-@pytest.fixture(scope="session")
-def make_sound() -> Callable[..., Path]:
-    return write_sound
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,7 +18,7 @@ import sama_data.stored_rows
 from sama_data.dataset import Dataset
 from sama_data.errors import DataError
 from sama_data.manifest import load_blend, load_manifest, write_jsonl, write_parquet
-from sama_data.stored_rows import HeldRows, ParquetRows
+from sama_data.stored_rows import HeldRows, ParquetRows, as_one_batch
 
 NUM_ROWS = 300
 
@@ -206,3 +207,24 @@ def test_damage_that_comes_later_ends_the_reading_with_one_line(path):
         file.write(bytes(200_000))
     with pytest.raises(DataError, match=r"m\.parquet: is not readable Parquet after row 144: "):
         dataset[150]
+
+
+def test_a_row_group_without_rows_is_passed_over(tmp_path, monkeypatch):
+    """Behind others whose rows fill a span, and between them."""
+    monkeypatch.setattr(sama_data.stored_rows, "_SCANNED_ROWS", 2)
+    rows = pa.table({"video": ["a.mp4", "b.mp4"], "caption": ["x", "y"]})
+    more = pa.table({"video": ["c.mp4", "d.mp4"], "caption": ["x", "y"]})
+    with pq.ParquetWriter(tmp_path / "m.parquet", rows.schema) as writer:
+        for table in (rows, rows.slice(2), more, more.slice(2)):
+            writer.write_table(table)
+    assert pq.ParquetFile(tmp_path / "m.parquet").metadata.num_row_groups == 4
+    dataset = load_manifest(tmp_path / "m.parquet")
+    assert [row.sample_id for row in dataset] == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+
+
+def test_no_text_is_left_in_arrays_that_hold_2_gib_at_most():
+    """Or combining a row group with more would give several batches, of which one was read."""
+    text = pa.chunked_array([["red", None], ["green"]])
+    batch = as_one_batch(pa.table({"caption": text, "width": pa.chunked_array([[1], [2, 3]])}))
+    assert batch.schema.field("caption").type == pa.large_string()
+    assert batch.to_pydict() == {"caption": ["red", None, "green"], "width": [1, 2, 3]}

@@ -36,18 +36,40 @@ OPERATIONS: dict[str, Callable[[str], object]] = {
 }
 
 
-def test_auto_takes_the_preferred_backend() -> None:
-    assert choose_backend("attention", "auto") == "torch"
-    assert choose_backend("adaln", "auto") == "reference"
+@pytest.fixture(autouse=True)
+def built_for_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule is tested on rows of its own; triton is not being interpreted."""
+    monkeypatch.setitem(BUILT, "adaln", ("triton", "reference"))
+    monkeypatch.setitem(BUILT, "attention", ("cudnn", "triton", "torch", "reference"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+def test_auto_is_triton_on_a_gpu_and_the_reference_elsewhere() -> None:
+    assert choose_backend("adaln", "auto", "cuda") == "triton"
+    assert choose_backend("adaln", "auto", "cpu") == "reference"
+
+
+def test_auto_attention_is_torchs_until_somebody_measures() -> None:
+    assert choose_backend("attention", "auto", "cpu") == choose_backend("attention", "auto", "cuda") == "torch"
 
 
 def test_a_built_backend_is_taken_as_asked() -> None:
-    assert choose_backend("attention", "reference") == "reference"
+    assert choose_backend("attention", "reference", "cuda") == "reference"
+    assert choose_backend("attention", "cudnn", "cuda") == "cudnn"
 
 
 def test_a_missing_backend_is_never_replaced() -> None:
-    with pytest.raises(ValueError, match=r"'cudnn' is not built for attention: use auto or torch, reference"):
-        choose_backend("attention", "cudnn")
+    with pytest.raises(ValueError, match=r"'flash9' is not built for attention: use auto or cudnn, .*, reference"):
+        choose_backend("attention", "flash9", "cuda")
+
+
+def test_a_gpu_backend_is_refused_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"'cudnn' needs a CUDA device and .* on cpu: use auto or torch, reference"):
+        choose_backend("attention", "cudnn", "cpu")
+    with pytest.raises(ValueError, match=r"'triton' needs TRITON_INTERPRET=1 or a CUDA device"):
+        choose_backend("adaln", "triton", "cpu")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose_backend("adaln", "triton", "cpu") == "triton"
 
 
 def test_the_table_names_the_operations_that_exist(repo_root: Path) -> None:
@@ -72,5 +94,12 @@ def test_a_recipes_choice_is_checked_at_once() -> None:
         require_built("no_such_backend", "auto")
     with pytest.raises(ValueError, match=r"kernels\.ops \(torch\).* not built for"):
         require_built("torch", "torch")
-    with pytest.raises(ValueError, match=r"kernels\.attention \(flash\).* not built for attention: use auto or torch"):
+    with pytest.raises(ValueError, match=r"kernels\.attention \(flash\).* not built for attention: use auto or cudnn"):
         require_built("reference", "flash")
+
+
+def test_a_recipes_choice_is_checked_against_the_device_where_it_is_known() -> None:
+    require_built("auto", "cudnn")
+    require_built("auto", "cudnn", "cuda")
+    with pytest.raises(ValueError, match=r"kernels\.attention \(cudnn\): 'cudnn' needs a CUDA device"):
+        require_built("auto", "cudnn", "cpu")

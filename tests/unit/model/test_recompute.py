@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 from sama_mega.config import Recipe, build_recipe
 from sama_mega.model import ModelInput, SamaDiT, build_model
-from sama_mega.model.recompute import run_with_recompute
+from sama_mega.model.recompute import Activations, run_with_recompute
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 
-MODES = ("none", "selective", "full")
+MODES = ("none", "selective", "selective_ffn", "full")
 SIZES = {
     "dim": 64,
     "num_layers": 3,
@@ -99,20 +100,54 @@ def train_once(mode: str, precision: str, context: ParallelContext) -> tuple[Ten
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_losses_and_gradients_are_identical(precision: str, context: ParallelContext) -> None:
     loss, gradients, _ = train_once("none", precision, context)
-    for mode in ("selective", "full"):
+    for mode in MODES[1:]:
         other_loss, other_gradients, _ = train_once(mode, precision, context)
         assert torch.equal(other_loss, loss), mode
         for name, gradient in gradients.items():
             assert torch.equal(other_gradients[name], gradient), (mode, name)
 
 
-def test_each_mode_keeps_less(context: ParallelContext) -> None:
-    everything, selected, inputs_only = (train_once(mode, "float32", context)[2] for mode in MODES)
-    assert selected < 0.75 * everything
-    assert inputs_only < 0.5 * selected
-    # 2 samples x (18 + 5 + 18) tokens x 64 features: three blocks' inputs, and what lies outside the blocks.
-    stream = 2 * 41 * 64 * 4
-    assert inputs_only > 3 * stream
+def test_each_mode_keeps_what_it_says(context: ParallelContext) -> None:
+    kept = {mode: train_once(mode, "float32", context)[2] for mode in MODES}
+    tokens, text, dim, heads, ffn_dim = 2 * (18 + 5 + 18), 2 * 7, SIZES["dim"], SIZES["num_heads"], SIZES["ffn_dim"]
+    cross_attention = dim + dim + heads  # its q, what it gives, and its log-sum-exp
+    without_ffn = tokens * (3 * dim + dim + heads + 3 * dim) + text * 2 * dim
+    assert kept["selective_ffn"] - kept["full"] == SIZES["num_layers"] * 4 * without_ffn
+    assert kept["selective"] - kept["selective_ffn"] == SIZES["num_layers"] * 4 * tokens * (cross_attention + ffn_dim)
+    # Three blocks' inputs, and what lies outside the blocks.
+    assert 3 * tokens * dim * 4 < kept["full"] < 0.3 * kept["none"]
+
+
+class Operations(TorchDispatchMode):
+    """Counts products of matrices and attentions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        if name in ("aten::mm", "aten::addmm", "aten::bmm"):
+            self.counts["product"] += 1
+        elif name.startswith("aten::_scaled_dot_product") and not name.endswith("_backward"):
+            self.counts["attention"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_is_kept_is_not_computed_again(context: ParallelContext) -> None:
+    counts = {}
+    for mode in MODES:
+        [model] = build_model(make_recipe(mode), context)
+        loss = forward(model)
+        with Operations() as operations:
+            loss.backward()
+        counts[mode] = operations.counts
+    assert counts["none"]["product"] and not counts["none"]["attention"]
+    assert counts["selective"] == counts["none"]
+    blocks = SIZES["num_layers"]
+    again = {mode: counts[mode] - counts["none"] for mode in ("selective_ffn", "full")}
+    assert again["selective_ffn"] == {"product": 2 * blocks, "attention": blocks}
+    assert again["full"] == {"product": 7 * blocks, "attention": 2 * blocks}
 
 
 class CountingBlock:
@@ -122,12 +157,12 @@ class CountingBlock:
         self.calls = 0
         self.weight = normal(8, 8, seed=1).requires_grad_()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, activations: Activations) -> Tensor:
         self.calls += 1
         return (x @ self.weight).relu().square()
 
 
-@pytest.mark.parametrize(("mode", "calls"), [("none", 1), ("selective", 2), ("full", 2)])
+@pytest.mark.parametrize(("mode", "calls"), [("none", 1), ("selective", 2), ("selective_ffn", 2), ("full", 2)])
 def test_recompute_runs_the_block_again_only_for_gradients(mode: str, calls: int) -> None:
     block = CountingBlock()
     with torch.no_grad():

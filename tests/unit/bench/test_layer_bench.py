@@ -1,0 +1,130 @@
+"""The layer benchmark: what it counts, and that nothing wrong gets a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sama_mega.bench.chart import Bar, draw_bars
+from sama_mega.bench.clock import Spread, time_in_turns
+from sama_mega.bench.contenders import Build, Contender, chain, diffusers, ours
+from sama_mega.bench.flops import attention_flops, block_flops, gemm_flops
+from sama_mega.bench.layer import run_layer_bench
+from sama_mega.bench.parity import MAX_RATIO, ParityCheck
+from sama_mega.bench.results import write_results
+from sama_mega.bench.shapes import MODELS, PARITY_WORKLOAD, WORKLOADS, one_rank_recipe
+from sama_mega.commands import bench_layer
+from sama_mega.config import build_recipe
+from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
+
+CPU = torch.device("cpu")
+TOY = MODELS["toy"]
+
+
+@pytest.fixture(scope="module")
+def context() -> Iterator[ParallelContext]:
+    yield start_parallel(build_recipe(one_rank_recipe(), "test"), environ={})
+    stop_parallel()
+
+
+@pytest.fixture(scope="module")
+def check() -> ParityCheck:
+    return ParityCheck(TOY, PARITY_WORKLOAD, CPU, torch.float32)
+
+
+def changed(build: Build, change: str) -> Build:
+    """A contender with one bug."""
+
+    def built(weights: dict[str, Tensor], size: object, work: object) -> Contender:
+        contender = build(weights, size, work)
+
+        def run(x: Tensor, modulation: Tensor, text: Tensor) -> Tensor:
+            if change == "gate":
+                modulation = torch.cat([modulation[:, :5], 1.001 * modulation[:, 5:]], dim=1)
+            output = contender.run(x, modulation, text)
+            return output * float("nan") if change == "nan" else output
+
+        def gradients() -> dict[str, Tensor]:
+            found = contender.gradients()
+            if change == "gradient":
+                found["ffn.0.bias"] = found["ffn.0.bias"] * 1.001
+            return found
+
+        return replace(contender, run=run, gradients=gradients)
+
+    return built
+
+
+def test_shapes_are_those_of_training() -> None:
+    assert {name: work.num_tokens for name, work in WORKLOADS.items() if name != "toy"} == {
+        "81-frames": 65_585,
+        "49-frames": 40_625,
+        "images": 3_185,
+    }
+    assert WORKLOADS["images"].label == "3,185 x 8"
+
+
+def test_flops_of_a_14b_block() -> None:
+    size, work = MODELS["14b"], WORKLOADS["81-frames"]
+    per_token = 4 * 5120**2 + 2 * 5120**2 + 2 * 5120 * 13824
+    assert gemm_flops(size, work) == 2 * 65_585 * per_token + 2 * 512 * 2 * 5120**2
+    assert attention_flops(size, work) == 4 * 65_585 * 65_585 * 5120 + 4 * 65_585 * 512 * 5120
+    assert block_flops(size, work) == 3 * gemm_flops(size, work) + 3.5 * attention_flops(size, work)
+
+
+@pytest.mark.parametrize("mode", bench_layer.MODES)
+def test_our_block_is_right_in_every_mode(mode: str, check: ParityCheck, context: ParallelContext) -> None:
+    assert check.of(ours(context, mode, "auto", "float32")).ok
+
+
+def test_peers_compute_the_same(check: ParityCheck) -> None:
+    """Or their times would say nothing."""
+    for build in (chain(recompute=True), diffusers(), diffusers(recompute=True)):
+        assert check.of(build).ok
+
+
+@pytest.mark.parametrize(("change", "tensor"), [("gate", "output"), ("gradient", "ffn.0.bias"), ("nan", "output")])
+def test_a_wrong_block_is_found(change: str, tensor: str, check: ParityCheck) -> None:
+    parity = check.of(changed(chain(), change))
+    assert not parity.ok
+    if change != "gate":  # which is felt in every gradient before it
+        assert parity.tensor == tensor
+
+
+def test_the_limit_is_the_chains_own_error(check: ParityCheck) -> None:
+    parity = check.of(chain())
+    assert parity.error <= parity.limit / MAX_RATIO or parity.limit == 2e-6
+
+
+def test_a_wrong_block_gets_no_time() -> None:
+    contenders = {"right": chain(), "wrong": changed(chain(), "gradient")}
+    right, wrong = run_layer_bench(
+        contenders, TOY, {"toy": WORKLOADS["toy"]}, CPU, torch.float32, rounds=2, report=lambda what: None
+    )
+    assert right.seconds is not None and right.seconds.runs == 2 and right.flops_per_second
+    assert wrong.seconds is None and wrong.problem is not None and "ffn.0.bias" in wrong.problem
+
+
+def test_functions_take_turns() -> None:
+    order: list[str] = []
+    spreads = time_in_turns([lambda: order.append("a"), lambda: order.append("b")], CPU, warmups=1, rounds=3)
+    assert order == ["a", "b", *"ab" * 3] and [spread.runs for spread in spreads] == [3, 3]
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(1.0, 2.0, 3.0, 3)
+
+
+def test_results_of_a_day_are_numbered(tmp_path: Path) -> None:
+    first, second = (write_results(tmp_path / "results", "layer", {"run": run}) for run in (1, 2))
+    assert first != second and second.name == first.name.replace("-layer", ".2-layer")
+    assert [json.loads(path.read_text())["run"] for path in (first, second)] == [1, 2]
+
+
+def test_a_chart_shows_every_bar_in_proportion() -> None:
+    picture = draw_bars("A & B", [Bar("theirs", 2.0, "2 s", own=False), Bar("ours", 1.0, "1 s", own=True)])
+    assert 'width="520.0"' in picture and 'width="260.0"' in picture
+    assert "A &amp; B" in picture and "1 s" in picture
