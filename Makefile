@@ -1,6 +1,7 @@
 # make demo   installs into .venv, trains both demo stages on the CPU, edits a clip
 # make test   all tests but the drills           make test-fast  unit tests, stops at the first failure
 # make test-slurm   the drills: faults on a local Slurm cluster; needs root and, the first time, apt-get
+# make gpu-check   on a machine with a GPU: its tests, and what is measured there
 # make lint   format, style, types, import directions, shell scripts          make format  rewrites
 # Python is $VIRTUAL_ENV's, else ./.venv's, which is made from $BASE_PYTHON.
 
@@ -8,7 +9,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv install install-dev demo test test-fast test-slurm lint format
+.PHONY: help venv install install-dev demo test test-fast test-slurm gpu-check lint format
 
 BASE_PYTHON ?= python3
 VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
@@ -29,7 +30,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 endif
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 5
+	@sed -n 's/^# //p' Makefile | head -n 6
 
 venv: $(PYTHON)
 install: $(STAMP)
@@ -60,6 +61,11 @@ test-fast: $(DEV_STAMP)
 
 test-slurm: $(DEV_STAMP)
 	@$(PYTHON) -m pytest tests/slurm -m drill $(TEST_ARGS)
+
+# Installs nothing: a machine with a GPU may have no network, and its packages on PYTHONPATH.
+GPU_PYTHON ?= $(if $(wildcard $(PYTHON)),$(PYTHON),python3)
+gpu-check:
+	@$(GPU_PYTHON) -m tests.gpu.check $(GPU_CHECK_ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check $(SOURCES)

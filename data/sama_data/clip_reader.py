@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any, TypeVar
 
 from sama_data.clips import Clip, load_clip
 from sama_data.errors import ClipError, DataError, DecoderLostError
 from sama_data.rows import Row
 from sama_data.workers.pool import WorkerDiedError, WorkerPool, WorkersClosedError, WorkerTimeoutError
+
+Result = TypeVar("Result")
 
 
 class ClipReader:
@@ -42,9 +45,21 @@ class ClipReader:
             DataError: No worker can be started, or what reads the row's URL is not installed.
             WorkersClosedError: The reader was closed meanwhile.
         """
-        arguments = (row, self._buckets, self._max_frames, threads)
+        return self.call(row, load_clip, row, self._buckets, self._max_frames, threads)
+
+    def call(self, row: Row, function: Callable[..., Result], /, *arguments: Any) -> Result:
+        """Returns function(*arguments), run in a worker, where it does part of what a row needs.
+
+        Args:
+            row: The row, for messages.
+            function: A module's function, found again in the worker by its name.
+            arguments: What pickles.
+
+        Raises:
+            ClipError, DataError, WorkersClosedError: As `read`; what the function raises beside them is a ClipError.
+        """
         try:
-            return self._workers.run(load_clip, *arguments, timeout_seconds=self._timeout_seconds)
+            return self._workers.run(function, *arguments, timeout_seconds=self._timeout_seconds)
         except WorkerTimeoutError as error:
             raise DecoderLostError(row.target.name, f"{error} to decode (data.decode_timeout_seconds)") from error
         except WorkerDiedError as error:

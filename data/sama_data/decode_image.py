@@ -56,11 +56,14 @@ def _input_of(media: Media, content: bytes | None) -> Path | str | BinaryIO:
     return media.path if media.is_whole else media.open()
 
 
+def turns_upright(image: Image.Image) -> bool:
+    """Whether a picture's orientation tag asks for a turn."""
+    return bool(image.getexif().get(EXIF_ORIENTATION, 1) != 1)
+
+
 def _turn_upright(image: Image.Image) -> Image.Image:
     # exif_transpose copies the picture even where there is nothing to turn.
-    if image.getexif().get(EXIF_ORIENTATION, 1) == 1:
-        return image
-    return ImageOps.exif_transpose(image)
+    return ImageOps.exif_transpose(image) if turns_upright(image) else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -20,7 +20,7 @@ _SAME_SIZE = Interpolation.BILINEAR | _EXACT
 _RESIZE = Interpolation.BICUBIC | _EXACT  # swscale widens the filter when it shrinks, so it does not alias
 
 # AVColorSpace values that name no matrix for a YUV picture: RGB, unspecified, reserved.
-_UNTAGGED_COLOUR_SPACES = frozenset({0, 2, 3})
+UNTAGGED_COLOUR_SPACES = frozenset({0, 2, 3})
 # A clip may declare any number of frames: memory is taken as frames arrive, beyond this many.
 _FIRST_CAPACITY = 128
 
@@ -97,7 +97,7 @@ class _FrameWriter:
     def _convert(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Returns a view ``[H, W, 3]`` of the converted, upright, cropped frame."""
         width, height = self._stored_size
-        untagged = not frame.format.is_rgb and int(frame.colorspace) in _UNTAGGED_COLOUR_SPACES
+        untagged = not frame.format.is_rgb and int(frame.colorspace) in UNTAGGED_COLOUR_SPACES
         picture = self._reformatter.reformat(
             frame,
             width=width,

@@ -95,6 +95,19 @@ class Media:
         except OSError as error:
             raise self._unreadable(error) from error
 
+    def stored_bytes(self) -> int | None:
+        """Returns its length, None where only reading it would tell.
+
+        Raises:
+            ClipError: It is missing, empty or cut off.
+        """
+        if self.is_remote:
+            return self.num_bytes
+        try:
+            return self._local_bytes()
+        except OSError as error:
+            raise self._unreadable(error) from error
+
     def _local_bytes(self) -> int:
         """The length of a local file or member, after a look at whether it can be read."""
         status = os.stat(self.path)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from sama_data.graph.frames import Frames
 from sama_data.pretext import PretextPlan
 from sama_data.rows import Kind
 from sama_data.shapes import Shape
@@ -23,8 +21,9 @@ class Sample:
         slot: Its position in the global step, images first; not where it stands on this rank.
         kind: "image" or "video": the stream that drew it.
         task: "edit" for a pair, else the perturbation: "none", "cube", "speed" or "tube".
-        source_frames: ``[T, H, W, 3]`` uint8 RGB, unperturbed: `plan` is still to be applied. The same array
-            as `target_frames` for a raw clip. Both may be shared with a cache: not to be changed in place.
+        source_frames: ``[T, H, W, 3]`` uint8 RGB, unperturbed: `plan` is still to be applied. The same object
+            as `target_frames` for a raw clip. Both are arrays, or `DeviceFrames` where DALI decoded to a GPU; they
+            may be shared with a cache: not to be changed in place.
         target_frames: ``[T, H, W, 3]`` uint8 RGB, T = 4k+1.
         plan: How the source that the model sees is made from `source_frames`.
         prompt: What the text encoder reads.
@@ -37,8 +36,8 @@ class Sample:
     slot: int
     kind: Kind
     task: str
-    source_frames: NDArray[np.uint8]
-    target_frames: NDArray[np.uint8]
+    source_frames: Frames
+    target_frames: Frames
     plan: PretextPlan
     prompt: str
     prompt_prefix: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from sama_data.buckets import BUCKETS_480P
 from sama_data.cost import CostModel
@@ -10,6 +11,7 @@ from sama_data.errors import DataError
 from sama_data.pretext import Motion, MotionSettings
 from sama_data.rows import Kind
 
+Decoder = Literal["auto", "pyav", "dali"]
 MOST_TIMEOUT_SECONDS = 86_400.0
 
 
@@ -32,6 +34,8 @@ class LoaderSettings:
         max_bad_share: The run stops when a larger share of the samples it tried is bad.
         micro_batch_images: The most images of a micro-batch; dealing keeps equal shapes together.
         micro_batch_videos: The most videos of a micro-batch.
+        decoder: What decodes: "pyav", "dali", or "auto": DALI where there is a GPU and DALI is installed.
+        decode_batch: The most samples that DALI decodes together; PyAV decodes one at a time.
         cost: Predicts the samples' times, by which they are dealt to ranks.
     """
 
@@ -49,6 +53,8 @@ class LoaderSettings:
     at_least_per_rank: int = 0
     micro_batch_images: int = 1
     micro_batch_videos: int = 1
+    decoder: Decoder = "pyav"
+    decode_batch: int = 8
     cost: CostModel = field(default_factory=CostModel)
 
     @property
@@ -72,6 +78,7 @@ class LoaderSettings:
             "at_least_per_rank": 0,
             "micro_batch_images": 1,
             "micro_batch_videos": 1,
+            "decode_batch": 1,
         }
         for name, least in at_least.items():
             if getattr(self, name) < least:

@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 import av.logging
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 
@@ -24,6 +25,7 @@ MIN_PIXELS_FOR_THREADS = 320 * 240
 # Where a file counts no frames, its last frame may end this much before its declared duration.
 _DURATION_SLACK_SECONDS = 0.25
 _DURATION_SLACK_SHARE = 0.02
+_PROGRESSIVE = frozenset({0, 1})  # AVFieldOrder: unknown, progressive
 # With the explicit "file:" in front of the path, neither a path nor a content can name a network resource.
 _OPEN_OPTIONS: dict[str, Any] = {"options": {"protocol_whitelist": "file,subfile"}, "metadata_errors": "replace"}
 
@@ -48,6 +50,11 @@ class VideoReader:
     def codec(self) -> str:
         """FFmpeg's name of the codec, whichever decoder reads it."""
         return str(self._stream.codec_context.codec.canonical_name)
+
+    @property
+    def is_interlaced(self) -> bool:
+        """Whether its header says that frames are made of two fields."""
+        return int(self._stream.codec_context.field_order) not in _PROGRESSIVE
 
     @property
     def fps(self) -> float | None:
@@ -84,6 +91,28 @@ class VideoReader:
         self._check_complete(decoded, frame)
         self._check_range(decoded, start, end)
 
+    def packets(self) -> Iterator[Packet]:
+        """Yields the video's packets, at last an empty one that flushes the decoder."""
+        yield from self._container.demux(self._stream)
+
+    def what_is_lacking(self, num_frames: int, end_seconds: float | None) -> str | None:
+        """Says what of the clip is not there although it is declared; None if nothing.
+
+        Args:
+            num_frames: The frames that the whole file gave.
+            end_seconds: When the last of them ends, None where nothing says.
+        """
+        declared = self._frames_shown()
+        if declared is not None:
+            lacks = num_frames < declared
+            return f"is truncated: {num_frames} of its {declared} frames can be decoded" if lacks else None
+        duration = self._declared_seconds()
+        if duration is None or end_seconds is None:
+            return None
+        if end_seconds < duration - max(_DURATION_SLACK_SECONDS, _DURATION_SLACK_SHARE * duration):
+            return f"is truncated: it ends after {end_seconds:.2f} of {duration:.2f} seconds"
+        return None
+
     def _check_frame(self, frame: VideoFrame, number: int, size: tuple[int, int] | None) -> tuple[int, int]:
         """Raises if the frame is damaged or of another size than the one before; returns its size."""
         if frame.is_corrupt:
@@ -97,16 +126,12 @@ class VideoReader:
 
     def _check_complete(self, decoded: int, last: VideoFrame | None) -> None:
         """Called when the file ended before the wanted frames did: raises if it declares more than it gave."""
-        declared = self._frames_shown()
-        if declared is not None:
-            if decoded < declared:
-                raise ClipError(self._media.name, f"is truncated: {decoded} of its {declared} frames can be decoded")
-            return
-        duration = self._declared_seconds()
-        if duration is not None and last is not None and last.time is not None:
-            end = last.time + float((last.duration or 0) * (last.time_base or 0))
-            if end < duration - max(_DURATION_SLACK_SECONDS, _DURATION_SLACK_SHARE * duration):
-                raise ClipError(self._media.name, f"is truncated: it ends after {end:.2f} of {duration:.2f} seconds")
+        end_seconds = None
+        if last is not None and last.time is not None:
+            end_seconds = last.time + float((last.duration or 0) * (last.time_base or 0))
+        lacking = self.what_is_lacking(decoded, end_seconds)
+        if lacking is not None:
+            raise ClipError(self._media.name, lacking)
 
     def _check_range(self, decoded: int, start: int, end: int | None) -> None:
         if decoded == 0:

@@ -78,3 +78,32 @@ def bench_train(
 
     status = command.run(model, workload, layers, attention, rounds, compile_peers, as_json, results)
     raise typer.Exit(status)
+
+
+@app.command("data")
+def bench_data(
+    clips: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Clips to decode (default: made for the occasion).")
+    ] = None,
+    frames: Annotated[
+        list[int] | None, typer.Option(min=1, help="Frames of a clip; repeat for several (default: 49 and 81).")
+    ] = None,
+    batches: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Clips of a batch; repeat (default: 1, 2, 4 and 8).")
+    ] = None,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Of clips that are made, pixels.")] = "832x480",
+    bucket: Annotated[
+        str | None, typer.Option(metavar="WxH", help="What the loader brings clips to (default: their own size).")
+    ] = None,
+    rounds: RoundsOption = 3,
+    as_json: JsonOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Time decoding by DALI against PyAV and OpenCV on all cores, and on the GPU where there is one: parity first.
+
+    Exits with 1 where frames differ by more than they may; no speed is measured then.
+    """
+    from sama_mega.commands import bench_data as command
+
+    options = command.Options(clips, tuple(frames or (49, 81)), tuple(batches or (1, 2, 4, 8)), size, bucket, rounds)
+    raise typer.Exit(command.run(options, results, as_json=as_json))

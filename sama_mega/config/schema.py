@@ -173,6 +173,8 @@ class DataRecipe(Section):
     image_weight: PositiveFloat = 1.0
     prefetch_steps: NonNegativeInt = 2
     decode_threads: PositiveInt = 1
+    decoder: Literal["auto", "pyav", "dali"] = "auto"
+    decode_batch: PositiveInt = 8
     decode_timeout_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 60.0
     text_dropout: Share = 0.1
     max_bad_share: Share = 0.5
@@ -189,6 +191,11 @@ class DataRecipe(Section):
             lower = self.max_frames - (self.max_frames - 1) % FRAMES_PER_LATENT
             rule = f"must be 4k+1 frames: use {lower} or {lower + FRAMES_PER_LATENT}"
             raise BrokenRule("max_frames", self.max_frames, rule)
+        if self.decoder == "dali" and self.cache is not None:
+            rule = (
+                "and data.cache are both set, and features are found by the frames that PyAV decodes: use pyav or auto"
+            )
+            raise BrokenRule("decoder", self.decoder, rule)
         if not self.buckets:
             raise BrokenRule("buckets", [], "must hold at least one [width, height]")
         if len(set(self.buckets)) < len(self.buckets):

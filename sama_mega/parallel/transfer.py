@@ -6,6 +6,8 @@ the device has taken the copy, and with it everything queued before. A step woul
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,25 @@ def to_device(host: Tensor, device: torch.device | str) -> Tensor:
         return host.to(device)
     # torch keeps the pinned pages until the copy is done: `host` may be dropped or overwritten at once.
     return host.pin_memory().to(device, non_blocking=True)
+
+
+class InUse:
+    """Keeps memory that another library would take back at once until the device is done with it.
+
+    torch's own memory needs no such care: torch knows which stream uses it.
+    """
+
+    def __init__(self) -> None:
+        self._held: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+
+    def keep(self, tensor: Tensor) -> None:
+        """Holds a tensor until the current stream has done what it was given so far; lets go of earlier ones."""
+        if tensor.is_cuda:
+            done = torch.cuda.Event()
+            done.record()
+            self._held.append((done, tensor))
+        while self._held and self._held[0][0].query():
+            self._held.popleft()
 
 
 def read_numbers(*tensors: Tensor) -> list[float]:

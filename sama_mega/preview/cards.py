@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sama_data.dataset import Dataset
+from sama_data.graph.frames import on_host
 from sama_data.loader import LoaderSettings, Quarantine, SampleLoader
 from sama_data.rows import Kind, Row
 from sama_data.samples import Sample
@@ -72,7 +73,11 @@ def draw_cards(dataset: Dataset, settings: LoaderSettings, num_samples: int, qua
     """
     for kind, count in _counts(dataset, settings, num_samples).items():
         one_a_step = replace(
-            settings, images_per_step=int(kind == "image"), videos_per_step=int(kind == "video"), at_least_per_rank=0
+            settings,
+            images_per_step=int(kind == "image"),
+            videos_per_step=int(kind == "video"),
+            at_least_per_rank=0,
+            decoder="pyav",  # a sheet is drawn on any machine, one sample at a time
         )
         with SampleLoader(dataset, one_a_step, 0, 1, quarantine) as loader:
             for step in range(count):
@@ -83,7 +88,7 @@ def draw_cards(dataset: Dataset, settings: LoaderSettings, num_samples: int, qua
 def make_card(sample: Sample, row: Row) -> Card:
     """Returns the card of a sample that was made of a row; its source goes through the perturbation of training."""
     plan, num_frames = sample.plan, len(sample.target_frames)
-    perturbed = pretext(torch.from_numpy(sample.source_frames), plan.frame_indices, plan.tube_order)
+    perturbed = pretext(torch.from_numpy(on_host(sample.source_frames)), plan.frame_indices, plan.tube_order)
     shape = sample.shape
     lengths = f"{shape.num_frames}" + (f", source {shape.source_frames}" if shape.source_frames != num_frames else "")
     facts = (
@@ -104,7 +109,7 @@ def make_card(sample: Sample, row: Row) -> Card:
         text=sample.prompt.removeprefix(sample.prompt_prefix).strip(),
         strips=(
             _strip("source", source, source_numbers, shape.source_frames),
-            _strip("target", sample.target_frames[target_numbers], target_numbers, num_frames),
+            _strip("target", on_host(sample.target_frames)[target_numbers], target_numbers, num_frames),
         ),
     )
 

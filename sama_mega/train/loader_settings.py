@@ -20,6 +20,8 @@ def loader_settings(recipe: Recipe) -> LoaderSettings:
         motion=recipe.motion,
         prefetch_steps=data.prefetch_steps,
         decode_threads=data.decode_threads,
+        decoder="pyav" if data.cache is not None else data.decoder,
+        decode_batch=data.decode_batch,
         decode_timeout_seconds=data.decode_timeout_seconds,
         decoded_cache_mib=data.decoded_cache_mib,
         max_bad_share=data.max_bad_share,

@@ -221,7 +221,10 @@ def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, fol
         DataError: No stream has both rows and slots.
     """
     quarantine = Quarantine(folder.quarantine_path)
-    loader = SampleLoader(dataset, loader_settings(recipe), context.data_rank, context.layout.data, quarantine)
+    gpu = context.device.index if context.device.type == "cuda" else None
+    loader = SampleLoader(
+        dataset, loader_settings(recipe), context.data_rank, context.layout.data, quarantine, device=gpu
+    )
     if loader.num_slots < samples_needed_per_rank(recipe.parallel) * context.layout.data:
         raise ConfigError(too_few_samples(recipe.parallel, loader.num_slots, context.layout.data))
     return loader

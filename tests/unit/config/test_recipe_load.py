@@ -126,6 +126,7 @@ def test_rules_over_several_keys(recipe_file: Path) -> None:
     zeros = [f"motion.{task}=0" for task in ("none", "cube", "speed", "tube")]
     assert "all 0" in refusal(recipe_file, *zeros)
     assert "a step needs a sample" in refusal(recipe_file, "data.images_per_step=0", "data.videos_per_step=0")
+    assert "use pyav or auto" in refusal(recipe_file, "data.decoder=dali", "data.cache=features")
     assert "keep one of them" in refusal(recipe_file, "data.manifest=a", "data.blend=[{manifest: b}]")
 
 

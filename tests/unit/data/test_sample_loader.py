@@ -8,6 +8,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from sama_data.errors import DataError
 from sama_data.loader import LoaderSettings, Quarantine, SampleLoader
 from sama_data.manifest import load_blend, load_manifest, write_jsonl, write_parquet
 from sama_data.pretext import Motion, plan_pretext
+from sama_data.readers import PyavReader
 from tests.support import worker_jobs
 
-READERS: list[ClipReader] = []
+READERS: list[PyavReader] = []
 SETTINGS = LoaderSettings(images_per_step=5, videos_per_step=3, seed=11, buckets=((32, 32), (48, 32)), max_frames=17)
 
 
@@ -62,7 +64,7 @@ def world(tmp_path_factory, make_frames, make_video) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def shared_reader() -> Iterator[None]:
     """Starting workers for each of a hundred loaders would take most of these tests' time."""
-    with ClipReader(SETTINGS.buckets, SETTINGS.max_frames, 60.0, num_workers=3) as reader:
+    with closing(PyavReader(replace(SETTINGS, decode_threads=3))) as reader:
         READERS.append(reader)
         yield
     READERS.clear()

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sama_data.graph.frames import DeviceFrames
 from sama_data.pretext import BLACK_FRAME, PretextPlan, identity_plan
 from sama_data.samples import Sample
 from sama_mega.encoders import Encoders, build_encoders
@@ -38,6 +41,13 @@ class Counted:
     def encode(self, given: Any) -> Tensor:
         self._calls.append(len(given))
         return self._encoder.encode(given)  # type: ignore[no-any-return]
+
+
+class Lent(DeviceFrames):
+    """Frames as DALI lends them, here in the only memory there is."""
+
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        self._tensor, self.shape = array, array.shape  # type: ignore[assignment]
 
 
 @pytest.fixture
@@ -87,6 +97,19 @@ def test_without_a_cache_all_samples_are_encoded_together(samples: list[Sample],
     results, calls = run_jobs(samples, encoders, None)
     assert calls == {"video": [3, 3], "semantic": [3], "text": [3]}
     assert [result.dtype for result in results] == [torch.float32] * 4
+
+
+def test_frames_of_a_device_are_encoded_without_a_way_through_the_host(
+    samples: list[Sample], encoders: Encoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, _ = run_jobs(samples, encoders, None)
+    lent = [
+        replace(sample, source_frames=Lent(sample.source_frames), target_frames=Lent(sample.target_frames))
+        for sample in samples
+    ]
+    monkeypatch.setattr(torch, "from_numpy", None)  # the way through the host
+    given, _ = run_jobs(lent, encoders, None)
+    assert all(torch.equal(one, other) for one, other in zip(given, plain, strict=True))
 
 
 def test_with_everything_in_it_only_perturbed_sources_are_encoded(

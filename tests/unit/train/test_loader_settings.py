@@ -21,6 +21,8 @@ def test_every_setting_is_the_recipes() -> None:
         "data.decoded_cache_mib": 3,
         "data.prefetch_steps": 5,
         "data.decode_threads": 6,
+        "data.decoder": "dali",
+        "data.decode_batch": 12,
         "data.decode_timeout_seconds": 7.5,
         "train.seed": 9,
         "motion.speed": 8.0,
@@ -33,6 +35,12 @@ def test_every_setting_is_the_recipes() -> None:
     assert (found.seed, found.motion.speed) == (9, 8.0)
     assert (found.buckets, found.max_frames) == (recipe.data.buckets, recipe.data.max_frames)
     assert found.micro_batch_limits == {"image": 4, "video": 2}
+
+
+def test_a_feature_cache_keeps_the_decoder_that_filled_it() -> None:
+    changes = {"data.cache": "cache", "data.decoder": "auto"}
+    recipe = tiny_recipe(0, Path("unused"), Path("unused.jsonl"), changes=changes)
+    assert loader_settings(recipe).decoder == "pyav"
 
 
 def test_times_are_predicted_for_the_recipes_model_and_ranks() -> None:
