@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -126,21 +126,36 @@ def _time(
     dtype: torch.dtype,
     rounds: int,
 ) -> dict[str, KernelRow]:
-    if not right:
-        return {}
     given = case.draw(shard, device, dtype)
     leaves = [given[key].requires_grad_() for key in case.differentiable]
+    fitting = {contender: run for contender, run in right.items() if _fits(case, run, given, leaves, shard)}
+    timed = {
+        contender: replace(rows[contender], problem="out of memory") for contender in right.keys() - fitting.keys()
+    }
+    if not fitting:
+        return timed
+    right = fitting
     forward = time_in_turns([partial(run, given, shard) for run in right.values()], device, 3, rounds)
     backward: Sequence[Spread | None] = [None] * len(right)
     if case.backward_bytes is not None:
         passes = [_backward_of(run(given, shard), leaves) for run in right.values()]
         backward = time_in_turns(passes, device, 3, rounds)
-    timed = {}
     for contender, ahead, back in zip(right, forward, backward, strict=True):
         row = rows[contender]
         rates = _rates(case, shard, dtype.itemsize, ahead, back)
         timed[contender] = KernelRow(name, contender, row.error, row.limit, ahead, back, **rates)
     return timed
+
+
+def _fits(case: KernelCase, run: Run, given: Inputs, leaves: Sequence[Tensor], shard: Shard) -> bool:
+    """Whether the device holds both passes: written out, attention's scores take hundreds of GiB."""
+    try:
+        outputs = run(given, shard)
+        if case.backward_bytes is not None:
+            _backward_of(outputs, leaves)()
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def _backward_of(outputs: Outputs, leaves: Sequence[Tensor]) -> Callable[[], object]:

@@ -86,17 +86,19 @@ class _Encoded(Batcher):
         return [lambda: self._batch for _ in micro_batches]
 
 
-def ours(context: ParallelContext, recompute: str, attention: str) -> BuildTrainer:
+def ours(context: ParallelContext, recompute: str, attention: str, ops: str = "auto") -> BuildTrainer:
     """The step that `train` makes.
 
     Args:
         context: One rank.
         recompute: `train.recompute`.
         attention: `kernels.attention`.
+        ops: `kernels.ops`.
     """
 
     def build(size: ModelSize, work: Workload, num_layers: int, device: torch.device, dtype: torch.dtype) -> Trainer:
-        recipe = _recipe_of(size, work, num_layers, dtype, recompute, attention)
+        kernels = {"attention": attention, "ops": ops}
+        recipe = _recipe_of(size, work, num_layers, dtype, recompute, kernels)
         state = build_train_state(recipe, context, initialize=True)
         step = TrainStep(recipe, context, state, _Encoded(_micro_batch(size, work, device)))
         drawn = _samples(work)
@@ -213,7 +215,7 @@ def _with_rates(row: TrainRow, batch: int, flops: float) -> TrainRow:
 
 
 def _recipe_of(
-    size: ModelSize, work: Workload, num_layers: int, dtype: torch.dtype, recompute: str, attention: str
+    size: ModelSize, work: Workload, num_layers: int, dtype: torch.dtype, recompute: str, kernels: dict[str, str]
 ) -> Recipe:
     return build_recipe(
         {
@@ -235,7 +237,7 @@ def _recipe_of(
                 "precision": str(dtype).removeprefix("torch."),
                 "recompute": recompute,
             },
-            "kernels": {"attention": attention},
+            "kernels": kernels,
         },
         "bench train",
     )

@@ -20,17 +20,19 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 PASSED, FAILED, NOT_RUN = 0, 1, 2
 # By the name that is imported, the package that is installed.
-RUNTIME = {
+RUNTIME_OF_KERNELS = {
     "torch": "torch",
     "numpy": "numpy",
-    "av": "av",
-    "PIL": "pillow",
-    "pyarrow": "pyarrow",
     "pydantic": "pydantic",
     "yaml": "pyyaml",
     "typer": "typer",
     "rich": "rich",
     "safetensors": "safetensors",
+}
+RUNTIME = RUNTIME_OF_KERNELS | {
+    "av": "av",
+    "PIL": "pillow",
+    "pyarrow": "pyarrow",
     "nvidia.dali": "nvidia-dali-cuda130",
     "astunparse": "astunparse",  # the next two: DALI's graph is Python that it rewrites
     "gast": "gast",
@@ -57,14 +59,21 @@ class Step:
     limit_seconds: float
 
 
-_BENCH_DATA = ("-m", "sama_mega", "bench", "data", "--json", "--results", "OUT")
+PEERS = {"diffusers": "diffusers"}
+
+
+def _bench(name: str, *options: str) -> tuple[str, ...]:
+    return ("-m", "sama_mega", "bench", name, "--json", "--results", "OUT", *options)
+
+
+_BENCH_DATA = _bench("data")
+_PYTEST = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
 STEPS = (
-    Step(
-        "tests",
-        ("-m", "pytest", "tests/gpu", "-q", "-m", "gpu", "-p", "no:cacheprovider"),
-        RUNTIME | IMAGES | TRAINING | TESTS,
-        300.0,
-    ),
+    Step("kernels", (*_PYTEST, "tests/unit/kernels", "tests/unit/model"), TRAINING | TESTS, 240.0),
+    Step("bench-kernels", _bench("kernels", "--no-compile"), RUNTIME_OF_KERNELS | TRAINING, 240.0),
+    Step("bench-layer", _bench("layer", "--rounds", "5"), RUNTIME_OF_KERNELS | TRAINING | PEERS, 300.0),
+    Step("bench-train", _bench("train", "--rounds", "18"), RUNTIME_OF_KERNELS | TRAINING | PEERS, 300.0),
+    Step("data", (*_PYTEST, "tests/gpu"), RUNTIME | IMAGES | TRAINING | TESTS, 300.0),
     Step("bench-data", _BENCH_DATA, RUNTIME | TRAINING, 300.0),
     Step(
         "bench-resize",

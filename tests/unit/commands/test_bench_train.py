@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sama_mega.bench.clock import Spread
 from sama_mega.bench.shapes import MODELS, WORKLOADS
-from sama_mega.bench.train import Trainer, run_train_bench
+from sama_mega.bench.train import Trainer, TrainRow, run_train_bench
 from sama_mega.commands import bench_train
 from sama_mega.commands.bench_layer import MODES
 
@@ -21,9 +22,21 @@ def test_the_command_trains_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     rows = {row["contender"]: row for row in json.loads(Path(printed["file"]).read_text())["rows"]}
     ours = [rows[f"sama-mega, {mode}"] for mode in MODES]
     assert all(row["losses"] == ours[0]["losses"] and len(row["losses"]) == 3 for row in ours)
+    assert rows[bench_train.REFERENCE]["losses"] == ours[0]["losses"]
     assert all(row["seconds"]["runs"] == 1 and row["losses"][-1] < row["losses"][0] for row in rows.values())
     # The peer has no semantic tokens.
     assert ours[0]["num_tokens"] - rows["diffusers"]["num_tokens"] == WORKLOADS["toy"].num_semantic
+
+
+@pytest.mark.parametrize(("loss", "wrong"), [(1.5, False), (1.5001, True), (float("nan"), True)])
+def test_another_loss_than_plain_torchs_is_wrong(loss: float, wrong: bool) -> None:
+    seconds = Spread.of([1.0])
+    rows = [
+        TrainRow("diffusers", 1, (9.0, 8.0), seconds),
+        TrainRow("sama-mega, none", 1, (2.0, loss), seconds),
+        TrainRow(bench_train.REFERENCE, 1, (2.0, 1.5), seconds),
+    ]
+    assert bench_train._wrong(rows, torch.float32) == wrong
 
 
 def test_a_model_that_does_not_learn_gets_no_time() -> None:
