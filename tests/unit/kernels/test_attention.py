@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sama_kernels.attention import attention, attention_with_lse, unavailable
+from sama_kernels.attention.measure import AttentionShape, fastest, measure_backends
 from sama_kernels.dispatch import BUILT
 from tests.support.kernel_checks import BFLOAT16_ROUNDOFF, normal, relative_error
 from tests.support.triton_checks import BACKENDS as WRITTEN_HERE
@@ -123,6 +124,16 @@ def test_log_sum_exp_on_a_gpu(backend: str) -> None:
     _, lse = attention_with_lse(q.transpose(0, 1), k, v, backend=backend)
     exact = torch.einsum("ibhd,bjhd->bhij", q.double(), k.double()).div(math.sqrt(128)).logsumexp(-1)
     assert relative_error(lse, exact) < 1e-4
+
+
+@pytest.mark.gpu
+def test_every_available_backend_is_timed() -> None:
+    device = torch.device("cuda")
+    trials = measure_backends(AttentionShape(1021, 509, 4, 128, 1, "bfloat16"), device)
+    assert [trial.backend for trial in trials] == [name for name in BUILT["attention"] if name != "reference"]
+    for trial in trials:
+        assert (trial.seconds is None) == (unavailable(trial.backend, device, torch.bfloat16) is not None), trial
+    assert fastest(trials) in BUILT["attention"]
 
 
 @pytest.mark.parametrize(("backend", "package"), [("flash4", "flash-attn-4"), ("te", "transformer-engine")])
