@@ -29,7 +29,8 @@ _numbers = itertools.count()
 def unwritten_memory_is_nan() -> Iterator[None]:
     """While new memory holds NaN, or the largest integer: what a kernel forgot to write shows."""
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+    # Warnings only: on a GPU the products that kernels are compared with, and cuDNN's attention, would refuse.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all()
     try:
         yield

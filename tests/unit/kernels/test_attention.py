@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sama_kernels.attention import attention, unavailable
 from sama_kernels.attention.backends import BACKENDS as PAIRS
+from sama_kernels.attention.measure import AttentionShape, fastest, measure_backends
 from sama_kernels.dispatch import BUILT
 from sama_kernels.keep import Compute
 from tests.support.kernel_checks import BFLOAT16_ROUNDOFF, normal, relative_error
@@ -113,6 +114,16 @@ def test_bfloat16_is_as_exact_as_eager(backend: str, sizes: tuple[int, int, int,
 
     ours = partial(attention, backend=backend)
     assert_as_exact_as_eager(partial(run, ours), partial(run, eager), given, FLOAT32_LIMIT)
+
+
+@pytest.mark.gpu
+def test_every_available_backend_is_timed() -> None:
+    device = torch.device("cuda")
+    trials = measure_backends(AttentionShape(1021, 509, 4, 128, 1, "bfloat16"), device)
+    assert [trial.backend for trial in trials] == [name for name in BUILT["attention"] if name != "reference"]
+    for trial in trials:
+        assert (trial.seconds is None) == (unavailable(trial.backend, device, torch.bfloat16) is not None), trial
+    assert fastest(trials) in BUILT["attention"]
 
 
 @pytest.mark.parametrize(("backend", "package"), [("flash4", "flash-attn-4"), ("te", "transformer-engine")])
