@@ -37,9 +37,8 @@ def run(
         f" start a run with checkpoint.init_from={out}"
     )
     if done.fresh:
-        types = "zeros" if model.type_embedding_std == 0 else f"normal, {model.type_embedding_std:g}"
         print(
-            f"added, because plain Wan weights have none: type embeddings ({types}), semantic MLP and semantic head"
+            "added, because plain Wan weights have none: type embeddings (zeros), semantic MLP and semantic head"
             f" (fresh, seed {done.recipe.train.seed}): train them before you edit"
         )
     if as_json:

@@ -126,7 +126,7 @@ def _write_small_files(stored: StoredModel, folder: Path) -> None:
         (folder / name).mkdir(parents=True)
     encoders = _copy_encoders(recipe, folder)
     _write_json(folder / "model_index.json", _model_index(encoders))
-    _write_json(folder / "transformer" / "config.json", _transformer_config(recipe))
+    _write_json(folder / "transformer" / "config.json", wan_config(recipe))
     _write_json(folder / "editing" / "config.json", _editing_config(recipe))
     _write_json(folder / "scheduler" / "scheduler_config.json", _scheduler_config(recipe))
     code = resources.files("sama_mega.weights.standalone")
@@ -151,7 +151,8 @@ def _model_index(encoders: set[str]) -> dict[str, Any]:
     }
 
 
-def _transformer_config(recipe: Recipe) -> dict[str, Any]:
+def wan_config(recipe: Recipe) -> dict[str, Any]:
+    """The `config.json` of a recipe's model as diffusers' `WanTransformer3DModel`."""
     model = recipe.model
     return {
         "_class_name": "WanTransformer3DModel",

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from sama_mega.checkpoint.saved_state import SavedState
 from sama_mega.checkpoint.write import write_streamed
 from sama_mega.config.errors import ConfigError
@@ -19,6 +22,7 @@ from sama_mega.weights.formats import SourceFormat
 from sama_mega.weights.recipe_choice import choose_recipe
 from sama_mega.weights.source import Source, open_source
 
+TYPE_EMBEDDING = "segment_embedding.weight"
 SECTIONS = ("model", "ema")
 
 
@@ -89,8 +93,13 @@ def _fill(
             whole = fuse(parts, recipe.model.num_heads)
             del parts
         else:
-            whole = draw_whole(name, shape, recipe)
+            whole = _draw(name, shape, recipe)
         assert whole.shape == shape, (name, whole.shape, shape)
         writer.add([f"{section}.{name}" for section in SECTIONS], whole)
         del whole
         on_tensor(number, len(shapes))
+
+
+def _draw(name: str, shape: tuple[int, ...], recipe: Recipe) -> Tensor:
+    """A part that plain Wan weights lack; types start equal, whatever the recipe says, so that Wan stays unharmed."""
+    return torch.zeros(shape) if name == TYPE_EMBEDDING else draw_whole(name, shape, recipe)

@@ -22,7 +22,8 @@ pipeline_tag: video-to-video
 """
 _USE = """## Use
 
-Edit a video (the code beside the weights is run, hence `trust_remote_code`):
+`pip install diffusers transformers accelerate`. Edit a video; the code beside the weights is run, hence
+`trust_remote_code`:
 
 ```python
 import torch

@@ -11,7 +11,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,15 +49,17 @@ class SamaEditPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->editing->transformer->vae"
+    # An export may come without them.
+    _optional_components: ClassVar[list[str]] = ["vae", "text_encoder", "tokenizer"]
 
     def __init__(
         self,
         transformer: Any,
         editing: Any,
         scheduler: Any,
-        vae: Any = None,
-        text_encoder: Any = None,
-        tokenizer: Any = None,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
     ) -> None:
         super().__init__()
         self.register_modules(
