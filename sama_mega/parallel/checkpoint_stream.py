@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as torch_checkpoint
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -45,7 +46,7 @@ class CheckpointWriter:
         self._largest_file_bytes = largest_file_bytes
         self._stream: BinaryIO | None = None
         self._num_files = 0
-        self._entries: dict[str, TensorStorageMetadata] = {}
+        self._entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
         self._places: list[WriteResult] = []
 
     def __enter__(self) -> Self:

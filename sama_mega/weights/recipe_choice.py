@@ -35,7 +35,7 @@ _CONFIG_KEYS = {
     "sama": {},
 }
 # What must be said there, where it is said: anything else is another model of the family.
-_CONFIG_RULES = {
+_CONFIG_RULES: dict[SourceFormat, dict[str, Any]] = {
     "diffusers": {
         "_class_name": "WanTransformer3DModel",
         "cross_attn_norm": True,

@@ -57,7 +57,7 @@ class SafetensorsWriter:
         shards = _split(self._planned, shard_bytes)
         self._files: list[BinaryIO] = []
         self._places: dict[str, tuple[BinaryIO, int]] = {}
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, names in enumerate(shards, start=1):
             file_name = name if len(shards) == 1 else _shard_name(name, number, len(shards))
             self._open(folder / file_name, names)

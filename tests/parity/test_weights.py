@@ -20,6 +20,7 @@ from sama_mega.checkpoint.folder import RECIPE_FILE, checkpoint_name
 from sama_mega.checkpoint.write import write_complete
 from sama_mega.config import load_recipe, recipe_to_yaml
 from sama_mega.model import ModelInput
+from sama_mega.model.name_map import to_released
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 from sama_mega.train.checkpoint import describe_position, load_initial_weights, whole_state
 from sama_mega.train.state import TrainState, build_train_state
@@ -36,6 +37,7 @@ from tests.support.wan_weights import (
     checkpoint_tensors,
     load_pipeline,
     write_tiny_recipe,
+    write_wan_folder,
     write_wan_transformer,
 )
 
@@ -127,6 +129,20 @@ def test_one_rank_predicts_what_diffusers_does(diffusers_model: tuple[Path, Any]
     assert difference(ours, velocity_of(model)) <= LIMIT
 
 
+@pytest.mark.parametrize("kind", ["folder", "file", "pth"])
+def test_wans_own_files_are_the_same_model(kind: str, diffusers_model: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, _ = diffusers_model
+    write_wan_transformer(tmp_path / "transformer")
+    path = write_wan_folder(tmp_path / "wan", tmp_path / "transformer")
+    if kind == "file":
+        path /= WEIGHTS_FILE
+    if kind == "pth":
+        torch.save(load_file(path / WEIGHTS_FILE), tmp_path / "wan.pth")
+        path = tmp_path / "wan.pth"
+    import_weights("wan", path, tmp_path / "imported", str(folder / "recipe.yaml"))
+    assert_bitwise_equal(checkpoint_tensors(tmp_path / "imported"), checkpoint_tensors(folder / "imported"))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_ranks_predict_what_diffusers_does(
     layout: str, diffusers_model: tuple[Path, Any], by_layout: dict[str, Tensor]
@@ -199,8 +215,13 @@ def test_released_precision_is_bfloat16_throughout_and_comes_back(golden: Path, 
     rounded = load_file(tmp_path / "sama.safetensors")
     assert_bitwise_equal(rounded, {name: tensor.bfloat16() for name, tensor in expected.items()})
     import_weights("sama", tmp_path / "sama.safetensors", tmp_path / "again", str(golden / "recipe.yaml"))
+    assert {tensor.dtype for tensor in checkpoint_tensors(tmp_path / "again").values()} == {torch.bfloat16}
     export_sama(open_stored_model(tmp_path / "again", "model"), tmp_path / "b.safetensors", torch.bfloat16)
     assert_bitwise_equal(load_file(tmp_path / "b.safetensors"), rounded)
+    # A float32 run starts from them, rounded as they are.
+    state, _ = load_state(tmp_path / "again", [])
+    started = to_released(dict(state.stages[0].module.named_parameters()), num_heads=2)
+    assert_bitwise_equal(started, {name: tensor.float() for name, tensor in rounded.items()})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,7 +8,7 @@ Shape legend: B batch, C T H W latents, M semantic tokens, F semantic features, 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -78,7 +78,7 @@ class SamaEditing(ModelMixin, ConfigMixin):
 
     def forward(
         self,
-        transformer: nn.Module,
+        transformer: Any,
         noisy_latents: torch.Tensor,
         timestep: torch.Tensor,
         text: torch.Tensor,
@@ -114,12 +114,12 @@ class SamaEditing(ModelMixin, ConfigMixin):
         velocity = self._velocity(transformer, target, time, noisy_latents.shape)
         return velocity.float(), self.semantic_head(semantic).float()
 
-    def _embed(self, transformer: nn.Module, latents: torch.Tensor, kind: int) -> torch.Tensor:
+    def _embed(self, transformer: Any, latents: torch.Tensor, kind: int) -> torch.Tensor:
         patches = transformer.patch_embedding(latents).flatten(2).transpose(1, 2)
         return (patches + self.type_offsets[kind]).to(latents.dtype)
 
     def _rotation(
-        self, transformer: nn.Module, source: torch.Tensor, num_semantic: int, target: torch.Tensor
+        self, transformer: Any, source: torch.Tensor, num_semantic: int, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of every token; source and target share positions, semantic tokens have none."""
         of_source, of_target = transformer.rope(source), transformer.rope(target)
@@ -129,9 +129,7 @@ class SamaEditing(ModelMixin, ConfigMixin):
         joined = [torch.cat(parts, dim=1) for parts in zip(of_source, of_semantic, of_target, strict=True)]
         return joined[0], joined[1]
 
-    def _velocity(
-        self, transformer: nn.Module, hidden: torch.Tensor, time: torch.Tensor, shape: torch.Size
-    ) -> torch.Tensor:
+    def _velocity(self, transformer: Any, hidden: torch.Tensor, time: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """The modulated head on the target's tokens, and patches back to latents."""
         shift, scale = (transformer.scale_shift_table + time.unsqueeze(1)).chunk(2, dim=1)
         hidden = (transformer.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
@@ -14,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sama_mega.parallel.checkpoint_stream import CheckpointWriter
+from sama_mega.weights.safetensors_writer import SafetensorsWriter
 from tests.support.tiny_recipe import call_main
 from tests.support.wan_weights import WEIGHTS_FILE, write_tiny_recipe, write_wan_folder, write_wan_transformer
 
@@ -209,6 +212,34 @@ def test_what_is_there_is_not_replaced(whole: Path, work: Path, capfd: Capture) 
     refused(capfd, whole, "diffusers", folder, "checkpoint) exists: choose another folder")
     (work / "checkpoint").rmdir()
     refused(capfd, whole, "diffusers", work / "nowhere", "nowhere does not exist")
+
+
+class FullDisk:
+    """Raises as a full disk does, at the tenth tensor."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *arguments: object) -> None:
+        self.calls += 1
+        if self.calls == 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_leaves_nothing(
+    whole: Path, checkpoint: Path, work: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(whole, work, "transformer")
+    before = sorted(work.rglob("*"))
+    monkeypatch.setattr(CheckpointWriter, "add", FullDisk())
+    options = ["--out", work / "new", "--recipe", whole / "recipe.yaml"]
+    assert call_main("import", "diffusers", folder, *options) == 2
+    assert "new cannot be written: [Errno 28]" in capfd.readouterr().err
+    for target, out in (("sama", work / "new.safetensors"), ("diffusers", work / "new")):
+        monkeypatch.setattr(SafetensorsWriter, "write", FullDisk())
+        assert call_main("export", checkpoint, target, "--out", out) == 2
+        assert f"{out.name} cannot be written: [Errno 28]" in capfd.readouterr().err
+    assert sorted(work.rglob("*")) == before
 
 
 # --- export ---------------------------------------------------------------------------------------
