@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sama_data.prompts import EDIT_PREFIXES
-from sama_mega.config.schema import BUILT_IN_ENCODERS, Recipe
+from sama_mega.config.schema import BUILT_IN_ENCODERS, EncodersRecipe, Recipe
 from sama_mega.model.diffusers_names import diffusers_name
 from sama_mega.model.name_map import released_names
 from sama_mega.model.token_layout import SEMANTIC, SOURCE, TARGET
@@ -36,6 +36,8 @@ TYPE_OFFSETS = "type_offsets"
 _BIAS, _TYPES = "patch_embedding.bias", "segment_embedding.weight"
 # What diffusers keeps in float32 whatever precision it is asked for (`_keep_in_fp32_modules` of its Wan model).
 _KEPT_FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
+# What lies beside a tokenizer that lives in its encoder's folder.
+_NO_TOKENIZER = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
 
 def export_diffusers(
@@ -209,18 +211,27 @@ def _scheduler_config(recipe: Recipe) -> dict[str, Any]:
 
 def _copy_encoders(recipe: Recipe, folder: Path) -> set[str]:
     """Puts the recipe's VAE, text encoder and tokenizer into the folder, as far as they are there."""
-    places: dict[str, Path] = {}
-    for role, names in (("video", ("vae",)), ("text", ("text_encoder", "tokenizer"))):
-        path: Path | None = getattr(recipe.encoders, f"{role}_path")
-        if getattr(recipe.encoders, role) == BUILT_IN_ENCODERS[role] or path is None:
-            continue
-        own = (path / "config.json").is_file()
-        for name in names:
-            places[name] = path if own and name == names[0] else (path.parent if own else path) / name
-    found = {name: place for name, place in places.items() if place.is_dir()}
+    found = {name: place for name, place in _encoder_places(recipe.encoders).items() if place.is_dir()}
     for name, place in found.items():
-        shutil.copytree(place, folder / name, copy_function=_link_or_copy)
+        left_out = _NO_TOKENIZER if name == "tokenizer" else ()
+        ignore = shutil.ignore_patterns(*left_out)
+        shutil.copytree(place, folder / name, copy_function=_link_or_copy, ignore=ignore)
     return set(found)
+
+
+def _encoder_places(encoders: EncodersRecipe) -> dict[str, Path]:
+    """Folders of the components, wherever the recipe's paths point: at a pipeline, or at one component."""
+    places: dict[str, Path] = {}
+    if encoders.video != BUILT_IN_ENCODERS["video"] and encoders.video_path is not None:
+        places["vae"] = _component(encoders.video_path, "vae")
+    if encoders.text != BUILT_IN_ENCODERS["text"] and encoders.text_path is not None:
+        text = places["text_encoder"] = _component(encoders.text_path, "text_encoder")
+        places["tokenizer"] = text if (text / "tokenizer.json").is_file() else text.parent / "tokenizer"
+    return places
+
+
+def _component(path: Path, name: str) -> Path:
+    return path if (path / "config.json").is_file() else path / name
 
 
 def _link_or_copy(source: str, target: str) -> str:

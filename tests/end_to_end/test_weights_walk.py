@@ -73,6 +73,14 @@ def test_training_began_with_the_imported_weights_and_moved_the_new_parts(walk: 
     assert all(move <= 0.05 for move in moved.values())
 
 
+def test_an_imported_checkpoint_can_be_edited_with(
+    walk: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    video = tiny_world(tmp_path_factory) / "videos/video-000000-source.mp4"
+    assert call_main("edit", walk / "imported", video, INSTRUCTION, "--out", tmp_path / "edit.mp4") == 0
+    assert decode_frames(tmp_path / "edit.mp4").frames.shape == (FRAMES, SIZE, SIZE, 3)
+
+
 def test_the_folder_is_whole_and_says_what_it_is(walk: Path) -> None:
     exported = walk / "exported"
     index = json.loads((exported / "model_index.json").read_text())
