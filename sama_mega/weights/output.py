@@ -31,7 +31,8 @@ def complete_or_absent(out: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)  # of an export that was killed
         unfinished.mkdir(parents=True)
         yield unfinished
-        flush_to_disk(unfinished)
+        for path in (*unfinished.rglob("*"), unfinished):
+            flush_to_disk(path)
         os.replace(unfinished / out.name, out)
         flush_to_disk(out.parent)
     except OSError as error:

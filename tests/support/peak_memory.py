@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,8 @@ class PeakMemory:
     """Polls while entered; `extra_bytes` afterwards is the peak above the beginning."""
 
     def __enter__(self) -> Self:
+        # What was freed before must not serve unseen.
+        ctypes.CDLL(None).malloc_trim(0)
         self._over = threading.Event()
         self._before = self._peak = anonymous_bytes()
         self._thread = threading.Thread(target=self._watch, daemon=True)

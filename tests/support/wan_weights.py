@@ -68,7 +68,7 @@ def write_tiny_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> P
     return path
 
 
-def load_pipeline(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def load_pipeline(folder: Path, tmp_path_factory: pytest.TempPathFactory, dtype: torch.dtype = torch.float32) -> Any:
     """The exported editing pipeline as diffusers opens it, running the folder's own code."""
     from diffusers import DiffusionPipeline
     from diffusers.utils import dynamic_modules_utils
@@ -76,7 +76,7 @@ def load_pipeline(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
     with pytest.MonkeyPatch.context() as patch:
         # diffusers copies the code there; its own place is in the user's home.
         patch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path_factory.getbasetemp() / "modules"))
-        pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+        pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, torch_dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -48,7 +48,6 @@ class SamaEditPipeline(DiffusionPipeline):
         tokenizer: Of the text encoder.
     """
 
-    model_cpu_offload_seq = "text_encoder->editing->transformer->vae"
     # An export may come without them.
     _optional_components: ClassVar[list[str]] = ["vae", "text_encoder", "tokenizer"]
 
