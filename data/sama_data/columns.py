@@ -19,7 +19,7 @@ from sama_data.places import Places
 from sama_data.rows import (
     COUNT_COLUMNS,
     FLAG_COLUMNS,
-    IMAGE_NAME,
+    IMAGE_ENDING,
     KNOWN_COLUMNS,
     NUMBER_COLUMNS,
     PATH_COLUMNS,
@@ -45,7 +45,7 @@ FILE_SCHEMA = pa.schema(
 )
 
 # As `kind_of` tells it, of many at once.
-ENDS_AS_IMAGE = rf"(?i){IMAGE_NAME}\z"
+ENDS_AS_IMAGE = rf"(?i){IMAGE_ENDING}\z"
 _SAME_TYPES = ({str}, {int}, {float}, {int, float}, {bool})
 
 # So many are looked at one by one.
@@ -108,7 +108,7 @@ def check_columns(given: Columns, num_rows: int) -> pa.RecordBatch:
             columns[name] = _number(given[name])
     _check_ranges(columns)
     _check_members(columns)
-    columns["kind"] = _kind(given.get("kind"), columns)
+    columns["kind"] = _kind(given.get("kind"), given.get("image"), columns)
     return pa.RecordBatch.from_pydict(columns)
 
 
@@ -284,14 +284,20 @@ def _check_members(columns: Columns) -> None:
         _require(not pc.any(pc.and_(columns["source"].is_null(), columns["source_offset"].is_valid())).as_py())
 
 
-def _kind(given: pa.Array | None, columns: Columns) -> pa.Array:
-    """The kinds that are given, else those that whole files' names tell."""
+def _kind(given: pa.Array | None, images: pa.Array | None, columns: Columns) -> pa.Array:
+    """The kinds that are given, else those of raw clips in a column of images, else what whole files' names tell."""
     if given is not None:
         given = _as_text(given)
         known = pc.or_(pc.equal(given, "image"), pc.equal(given, "video"))
         _require(pc.all(known).as_py())
         if given.null_count == 0:
             return given
+    if images is not None:
+        is_picture = (
+            pc.and_(images.is_valid(), columns["source"].is_null()) if "source" in columns else images.is_valid()
+        )
+        known = pc.if_else(is_picture, pa.scalar("image", _TEXT), pa.scalar(None, _TEXT))
+        given = known if given is None else pc.coalesce(given, known)
     untold = given.is_null() if given is not None else pa.array(np.ones(len(columns["target"]), bool))
     for name in ("source_offset", "target_offset"):
         _require(name not in columns or not pc.any(pc.and_(untold, columns[name].is_valid())).as_py())

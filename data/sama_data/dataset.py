@@ -53,11 +53,13 @@ class NamedRows:
         stored: The rows.
         traits: What they are and how large.
         copies: For each row the number behind its name, 0 for none; None where no row has one.
+        order_digest: Of what decides which row a step draws: the names in order, which rows are images, which rejected.
     """
 
     stored: StoredRows
     traits: Traits
     copies: NDArray[np.int32] | None
+    order_digest: str
 
     def record(self, row: int) -> dict[str, Any]:
         """Returns one row's canonical columns with its name."""
@@ -91,7 +93,11 @@ def name_rows(stored: StoredRows) -> NamedRows:
     seen = list(stored.scan(lambda batch: (traits_of(batch), hash_names(names_of(batch)))))
     hashes = np.concatenate([hashes for _, hashes in seen])
     copies = number_copies(hashes, lambda: stored.scan(lambda batch: batch), stored.places)
-    return NamedRows(stored, join_traits([traits for traits, _ in seen]), copies)
+    traits = join_traits([traits for traits, _ in seen])
+    state = hashlib.blake2b(hashes.astype("<u8").tobytes(), digest_size=16)
+    for flags in (traits.is_image, traits.is_rejected):
+        state.update(np.packbits(flags).tobytes())
+    return NamedRows(stored, traits, copies, state.hexdigest())
 
 
 class Dataset(Sequence[Row]):
@@ -186,6 +192,13 @@ class Dataset(Sequence[Row]):
         for rows in self.rows:
             state.update(rows.stored.digest().encode())
         return state.hexdigest()
+
+    def order_digest(self) -> str:
+        """Returns a digest that is equal where a position in the data means the same row.
+
+        Unlike `digest` it passes over columns that may be added to a manifest while it is trained on, such as scores.
+        """
+        return hashlib.blake2b("".join(rows.order_digest for rows in self.rows).encode(), digest_size=16).hexdigest()
 
     @property
     def name(self) -> str:

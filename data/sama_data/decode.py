@@ -69,8 +69,17 @@ def decode_frames(
         content = media.read()  # once, for all that look at it
     kind = content_kind(media, content)
     if kind == STILL_IMAGE:
-        if start > 0 or (end is not None and end > 1):
-            raise ClipError(media.name, f"frames {start} to {end} are out of range: it is a still image (1 frame)")
+        require_still_range(media, start, end)
         return Decoded(decode_image(media, choose_geometry, content), None)
     frames, fps = decode_video(media, kind, start, end, max_frames, choose_geometry, threads, content)
     return Decoded(frames, fps)
+
+
+def require_still_range(media: Media, start: int, end: int | None) -> None:
+    """Makes sure that nothing but the only frame of a still image is wanted.
+
+    Raises:
+        ClipError: More is wanted.
+    """
+    if start > 0 or (end is not None and end > 1):
+        raise ClipError(media.name, f"frames {start} to {end} are out of range: it is a still image (1 frame)")

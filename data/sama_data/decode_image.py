@@ -18,7 +18,7 @@ from sama_data.media import Media
 # Above any camera; a small file can unpack to this many pixels and more.
 MAX_PIXELS = 8192 * 8192
 _FORMATS = ("PNG", "JPEG", "WEBP")
-_EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION = 0x0112
 
 
 def decode_image(
@@ -58,7 +58,7 @@ def _input_of(media: Media, content: bytes | None) -> Path | str | BinaryIO:
 
 def _turn_upright(image: Image.Image) -> Image.Image:
     # exif_transpose copies the picture even where there is nothing to turn.
-    if image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
+    if image.getexif().get(EXIF_ORIENTATION, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)
 

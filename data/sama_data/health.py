@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-from sama_data.errors import ClipError, DataError
+from sama_data.errors import ClipError, DataError, DecoderLostError
 from sama_data.quarantine import Quarantine
 from sama_data.rows import Row
 
 # A share of fewer samples says little.
 MIN_TRIED = 20
+# One hung or crashing clip after the other, and none that could be read between them: no data is like that. What
+# befalls all threads at one moment counts once, so it takes two such moments.
+MIN_LOST_IN_A_ROW = 8
+_LOST_PER_THREAD = 2
 
 
 class Health:
@@ -21,10 +25,16 @@ class Health:
         rows_of_kind: How many of them are images and videos, for the kinds that are drawn.
         max_bad_share: Above this share of bad ones the run stops.
         quarantine: Where bad samples are recorded.
+        num_threads: How many samples are read at a time.
     """
 
     def __init__(
-        self, num_rows: int, rows_of_kind: dict[str, int], max_bad_share: float, quarantine: Quarantine
+        self,
+        num_rows: int,
+        rows_of_kind: dict[str, int],
+        max_bad_share: float,
+        quarantine: Quarantine,
+        num_threads: int = 1,
     ) -> None:
         self._rows_of_kind = rows_of_kind
         self._max_bad_share = max_bad_share
@@ -34,6 +44,8 @@ class Health:
         self._num_tried = 0
         self._bad: set[int] = set()
         self._bad_of_kind: Counter[str] = Counter()
+        self._most_lost_in_a_row = max(MIN_LOST_IN_A_ROW, _LOST_PER_THREAD * num_threads)
+        self._lost_in_a_row = 0
 
     def is_bad(self, index: int) -> bool:
         """Whether a row was tried in this process and failed: it is not tried again."""
@@ -50,15 +62,18 @@ class Health:
         """Counts a row that could be read."""
         with self._lock:
             self._count_tried(row.index)
+            self._lost_in_a_row = 0
 
     def record_bad(self, row: Row, error: ClipError, step: int) -> None:
         """Counts and quarantines a row that could not be read.
 
         Raises:
-            DataError: Too many rows are bad, every row of its kind is, or the quarantine cannot be written.
+            DataError: Too many rows are bad, every row of its kind is, one after the other hung or crashed its
+                decoder, or the quarantine cannot be written.
         """
         with self._lock:
             self._count_tried(row.index)
+            self._lost_in_a_row = self._lost_in_a_row + 1 if isinstance(error, DecoderLostError) else 0
             if row.index not in self._bad:
                 self._bad.add(row.index)
                 self._bad_of_kind[row.kind] += 1
@@ -85,6 +100,11 @@ class Health:
     def _stop_if_too_many(self, row: Row, error: ClipError) -> None:
         if self._bad_of_kind[row.kind] >= self._rows_of_kind[row.kind]:
             raise self.all_bad(row.kind, error)
+        if self._lost_in_a_row >= self._most_lost_in_a_row:
+            raise DataError(
+                f"{self._lost_in_a_row} samples in a row hung or crashed their decoder on this rank: look at this "
+                f"machine's file system and memory, and start the run again; {self._listed(error)}"
+            )
         share = len(self._bad) / self._num_tried
         if self._num_tried >= MIN_TRIED and share > self._max_bad_share:
             raise DataError(

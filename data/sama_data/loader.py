@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
+from types import TracebackType
 
-from sama_data.clips import Clip, ClipCache, load_clip
+from sama_data.clip_reader import ClipReader
+from sama_data.clips import Clip, ClipCache
 from sama_data.dataset import Dataset
 from sama_data.errors import ClipError
 from sama_data.health import Health
@@ -34,7 +36,7 @@ class _Job:
 
 
 class SampleLoader:
-    """One data-parallel rank's samples, for any step.
+    """One data-parallel rank's samples, for any step. To be closed: its decoders are processes.
 
     Stateless between steps except for caches: step k is the same whichever steps were asked for before, and
     the slots of a step over all ranks are the same for any number of ranks. One thread uses a loader at a
@@ -46,6 +48,7 @@ class SampleLoader:
         data_rank: This rank's place among the data-parallel ranks.
         data_world: Their number.
         quarantine: Where bad samples are recorded.
+        reader: Reads the clips, as the settings say; None makes one.
 
     Raises:
         DataError: No stream has both rows and slots, or what reads the manifest's URLs is not installed.
@@ -58,6 +61,7 @@ class SampleLoader:
         data_rank: int,
         data_world: int,
         quarantine: Quarantine,
+        reader: ClipReader | None = None,
     ) -> None:
         if not 0 <= data_rank < data_world:
             raise ValueError(f"data_rank {data_rank} must be in 0..{data_world - 1}")
@@ -75,6 +79,10 @@ class SampleLoader:
             {stream.kind: stream.num_rows for stream in self._planner.streams},
             settings.max_bad_share,
             quarantine,
+            settings.decode_threads,
+        )
+        self._reader = reader or ClipReader(
+            settings.buckets, settings.max_frames, settings.decode_timeout_seconds, settings.decode_threads
         )
         self._cache = ClipCache(settings.decoded_cache_mib)
 
@@ -94,16 +102,29 @@ class SampleLoader:
     def prefetching(self, start_step: int, num_steps: int) -> Generator[StepSamples, None, None]:
         """Yields the samples of num_steps steps from start_step on, read ahead on background threads.
 
-        Close the generator (or let go of it) to end the threads early.
+        Close the generator (or let go of it) to end the threads, and the decoders with them, early.
 
         Raises:
             DataError: Too many samples are bad; raised at the step that met the last of them.
         """
         return self._prefetched(range(start_step, start_step + num_steps), self._settings.prefetch_steps)
 
+    def close(self) -> None:
+        """Ends the decoders; reading another step starts new ones."""
+        self._reader.close()
+
+    def __enter__(self) -> SampleLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def _prefetched(self, steps: range, steps_ahead: int) -> Generator[StepSamples, None, None]:
-        threads = self._settings.decode_threads
-        with closing(prefetch_in_order(steps, self._plan_step, self._read_job, steps_ahead, threads)) as prepared:
+        threads, interrupt = self._settings.decode_threads, self._reader.close
+        prepared = prefetch_in_order(steps, self._plan_step, self._read_job, steps_ahead, threads, interrupt)
+        with closing(prepared):
             for step, read in prepared:
                 yield StepSamples(
                     step=step,
@@ -140,7 +161,7 @@ class SampleLoader:
     def _read_clip(self, row: Row, threads: int) -> Clip:
         clip = self._cache.get(row.index)
         if clip is None:
-            clip = load_clip(row, self._settings.buckets, self._settings.max_frames, threads)
+            clip = self._reader.read(row, threads)
             self._cache.put(row.index, clip)
         return clip
 

@@ -112,7 +112,7 @@ def _records(file: BinaryIO, path: Path, look: Callable[[bytes], None]) -> Itera
         place = f"{path} line {number}"
         try:
             record = json.loads(line)
-        except ValueError as error:  # also not UTF-8
+        except (ValueError, RecursionError) as error:  # also not UTF-8, or nested too deep
             raise DataError(f"{place}: is not JSON: {error}; write one object a line") from error
         if not isinstance(record, dict):
             raise DataError(f"{place}: must be a JSON object, not {type(record).__name__}")

@@ -24,7 +24,7 @@ from sama_data.stored_rows import ParquetRows
 # A row is read by reading its row group: a millisecond. Many more groups would take long to list.
 ROWS_PER_GROUP = 4096
 # Columns of few different values.
-_DICTIONARY_COLUMNS = ("kind", "task", "dataset", "licence", "codec")
+_DICTIONARY_COLUMNS = ("kind", "task", "dataset", "licence", "codec", "pixel_format")
 
 
 def write_jsonl(rows: Iterable[Row | Mapping[str, Any]], path: Path | str) -> None:

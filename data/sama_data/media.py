@@ -138,7 +138,9 @@ class Media:
             raise self._unreadable(error) from error
         except Exception as error:
             # Every protocol has errors of its own, and none of them may end the run.
-            raise ClipError(self.name, f"cannot be read: {type(error).__name__}: {_first_line(error)}") from error
+            raise ClipError(
+                self.name, f"cannot be read: {type(error).__name__}: {_first_line(error)}", is_passing=True
+            ) from error
         if not content:
             raise ClipError(self.name, "is empty (0 bytes)")
         if self.num_bytes is not None and len(content) != self.num_bytes:
@@ -148,7 +150,7 @@ class Media:
     def _unreadable(self, error: OSError) -> ClipError:
         if isinstance(error, FileNotFoundError):
             return ClipError(self.name, "does not exist")
-        return ClipError(self.name, f"cannot be read: {error.strerror or _first_line(error)}")
+        return ClipError(self.name, f"cannot be read: {error.strerror or _first_line(error)}", is_passing=True)
 
 
 def is_url(path: str) -> bool:

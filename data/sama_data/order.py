@@ -6,6 +6,8 @@ draws the same samples, from whatever step it starts and on however many ranks i
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,7 +55,7 @@ class EpochOrder:
     """The endless sequence of one stream's samples: epoch after epoch, each in its own order.
 
     Draws are pure; the object keeps the orders of the latest epochs, because sorting millions of hashes takes
-    about a second. Not shared between threads.
+    about a second. Safe between threads.
     """
 
     _KEPT_EPOCHS = 2
@@ -64,6 +66,7 @@ class EpochOrder:
         self._num_samples = num_samples
         self._seed = seed
         self._stream = stream
+        self._lock = threading.Lock()
         self._permutations: dict[int, NDArray[np.int64]] = {}
 
     def draws(self, step: int, per_step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -77,11 +80,12 @@ class EpochOrder:
         return indices, epochs
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        if epoch not in self._permutations:
-            while len(self._permutations) >= self._KEPT_EPOCHS:
-                del self._permutations[next(iter(self._permutations))]
-            self._permutations[epoch] = epoch_permutation(self._num_samples, self._seed, epoch, self._stream)
-        return self._permutations[epoch]
+        with self._lock:
+            if epoch not in self._permutations:
+                while len(self._permutations) >= self._KEPT_EPOCHS:
+                    del self._permutations[next(iter(self._permutations))]
+                self._permutations[epoch] = epoch_permutation(self._num_samples, self._seed, epoch, self._stream)
+            return self._permutations[epoch]
 
 
 def step_draws(

@@ -17,47 +17,48 @@ def prefetch_in_order(
     run: Callable[[Job], Result],
     steps_ahead: int,
     num_threads: int,
+    interrupt: Callable[[], object] = lambda: None,
 ) -> Generator[tuple[int, list[Result]], None, None]:
-    """Yields (step, results of its jobs, in their order), while later steps' jobs run on threads.
+    """Yields (step, results of its jobs, in their order), while later steps are planned and run on threads.
 
     At most `steps_ahead` steps beyond the one handed over are begun. An error of a step is raised when that
-    step's turn comes, the one of its first failed job; the iterator is over then. When the consumer stops
-    early (close, an exception, the iterator is collected), jobs that have not begun are dropped and the
+    step's turn comes, its plan's or the one of its first failed job; the iterator is over then. When the consumer
+    stops early (close, an exception, the iterator is collected), jobs that have not begun are dropped and the
     threads end before control returns.
 
     Args:
         steps: The steps, in order.
-        plan: Makes a step's jobs; called on the consumer's thread, in order.
+        plan: Makes a step's jobs; called on a thread of its own, in order.
         run: Does one job; called on the threads.
         steps_ahead: How far ahead to work.
         num_threads: How many jobs run at a time.
+        interrupt: Called when the consumer stops early, to end jobs that would run for long.
     """
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="sama-data")
-    begun: deque[tuple[int, list[Future[Result]]]] = deque()
+    runners = ThreadPoolExecutor(num_threads, thread_name_prefix="sama-data")
+    planner = ThreadPoolExecutor(1, thread_name_prefix="sama-data-plan")
+    begun: deque[tuple[int, Future[list[Future[Result]]]]] = deque()
+
+    def begin(step: int) -> list[Future[Result]]:
+        return [runners.submit(run, job) for job in plan(step)]
+
     try:
         for step in steps:
-            begun.append((step, _begin(plan, step, pool, run)))
+            begun.append((step, planner.submit(begin, step)))
             if len(begun) > steps_ahead:
                 yield _finish(begun)
         while begun:
             yield _finish(begun)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        planner.shutdown(wait=False, cancel_futures=True)
+        runners.shutdown(wait=False, cancel_futures=True)
+        if begun:
+            interrupt()
+        planner.shutdown(wait=True)
+        runners.shutdown(wait=True)
 
 
-def _begin(
-    plan: Callable[[int], list[Job]], step: int, pool: ThreadPoolExecutor, run: Callable[[Job], Result]
-) -> list[Future[Result]]:
-    try:
-        jobs = plan(step)
-    except Exception as error:
-        # It belongs to this step: earlier ones are still to be handed over.
-        failed: Future[Result] = Future()
-        failed.set_exception(error)
-        return [failed]
-    return [pool.submit(run, job) for job in jobs]
-
-
-def _finish(begun: deque[tuple[int, list[Future[Result]]]]) -> tuple[int, list[Result]]:
-    step, futures = begun.popleft()
-    return step, [future.result() for future in futures]
+def _finish(begun: deque[tuple[int, Future[list[Future[Result]]]]]) -> tuple[int, list[Result]]:
+    step, planned = begun[0]
+    results = [future.result() for future in planned.result()]
+    begun.popleft()
+    return step, results

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from sama_data.columns import FILE_SCHEMA
 from sama_data.errors import DataError
 from sama_data.manifest_writer import ROWS_PER_GROUP
-from sama_data.rows import KNOWN_COLUMNS, PATH_COLUMNS, parse_row
+from sama_data.rows import KNOWN_COLUMNS, PATH_COLUMNS, is_absent, parse_row
 
 Transform = Callable[[pa.RecordBatch, int], pa.RecordBatch]
 
@@ -202,12 +202,12 @@ def _jsonl_batches(path: Path) -> Iterator[pa.RecordBatch]:
 def _jsonl_record(line: bytes, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: is not JSON: {error}; write one object a line") from error
     if not isinstance(record, dict):
         raise DataError(f"{place}: must be a JSON object, not {type(record).__name__}")
     parse_row(record, place)
-    return record
+    return {key: value for key, value in record.items() if not is_absent(value)}
 
 
 def _folder_between(manifest: Path, out: Path) -> str:
@@ -220,7 +220,7 @@ def _rebase(batch: pa.RecordBatch, prefix: str) -> pa.RecordBatch:
         return batch
     for name in PATH_COLUMNS:
         place = batch.schema.get_field_index(name)
-        if place < 0 or pa.types.is_null(batch.column(place).type):
+        if place < 0 or is_without_text(batch.column(place)):
             continue
         paths = plain_text(batch.column(place))
         stays = pc.or_(pc.starts_with(paths, "/"), pc.match_substring(paths, "://"))
@@ -243,9 +243,18 @@ def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:
     if name not in batch.schema.names:
         return pa.nulls(batch.num_rows, pa.large_string())
     column = plain_text(batch.column(name))
+    if is_without_text(column):
+        return pa.nulls(batch.num_rows, pa.large_string())
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)):
         raise DataError(f"column {name} must hold text, not {column.type}")
     return column.cast(pa.large_string())
+
+
+def is_without_text(column: pa.Array) -> bool:
+    """Whether a column of text that no row has may look like this: all null, or the NaN that pandas writes for it."""
+    if pa.types.is_floating(column.type):
+        return pc.all(pc.is_nan(column)).as_py() is not False
+    return bool(pa.types.is_null(column.type))
 
 
 def plain_text(column: pa.Array) -> pa.Array:

@@ -15,8 +15,10 @@ Kind = Literal["image", "video"]
 
 # A suffix wants something in front of it: a file may be called ".png".
 IMAGE_NAME = r"[^/]\.(png|jpg|jpeg|webp)"
-_ENDS_AS_IMAGE = re.compile(rf"{IMAGE_NAME}\Z", re.IGNORECASE)
-TEXT_COLUMNS = ("task", "dataset", "licence", "codec", "rejected", "unscored")
+# A signed URL goes on behind its path.
+IMAGE_ENDING = rf"({IMAGE_NAME}|://[^?]*{IMAGE_NAME}\?.*)"
+_ENDS_AS_IMAGE = re.compile(rf"{IMAGE_ENDING}\Z", re.IGNORECASE)
+TEXT_COLUMNS = ("task", "dataset", "licence", "codec", "pixel_format", "rejected", "unscored")
 COUNT_COLUMNS = {  # with the least value
     "width": 1,
     "height": 1,
@@ -24,6 +26,8 @@ COUNT_COLUMNS = {  # with the least value
     "source_width": 1,
     "source_height": 1,
     "source_num_frames": 1,
+    "rotation": 0,
+    "bit_depth": 1,
     "frame_start": 0,
     "frame_end": 1,
     "source_offset": 0,
@@ -33,7 +37,7 @@ COUNT_COLUMNS = {  # with the least value
 }
 MOST_COUNTED = 2**63 - 1
 FLAG_COLUMNS = ("variable_fps",)
-NUMBER_COLUMNS = ("fps", "if_score", "vq_score", "cp_score", "mc_score")
+NUMBER_COLUMNS = ("fps", "duration_seconds", "if_score", "vq_score", "cp_score", "mc_score")
 PATH_COLUMNS = ("source", "target", "video", "image")
 KNOWN_COLUMNS: tuple[str, ...] = (
     *PATH_COLUMNS,
@@ -55,7 +59,8 @@ class Row:
     Attributes:
         index: Its place in the dataset, from 0: the number that noise is keyed by.
         sample_id: Its stable name, unique in the dataset.
-        kind: Whether it is drawn as an image or as a video; as given, or told from the target's extension.
+        kind: Whether it is drawn as an image or as a video; as given, or told from the column or the
+            target's extension.
         source: The clip before the edit; None for a raw clip with a caption.
         target: The clip after the edit, or the raw clip.
         text: The instruction of an edit, the caption of a raw clip.
@@ -70,6 +75,11 @@ class Row:
         source_height: The source's height.
         source_num_frames: The source's frames.
         codec: The target's codec, as FFmpeg calls it, where known.
+        pixel_format: How the target's pixels are stored, as FFmpeg (of a still image, Pillow) calls it, where known.
+        bit_depth: Bits of one of its colour values, where known.
+        rotation: By how many degrees counter-clockwise the stored target is turned to be upright, where known; `width`
+            and `height` are those of the upright picture.
+        duration_seconds: How long the frames that are used are shown, where known.
         variable_fps: Whether the target's frames come at uneven times, where known.
         rejected: Why the row must not be trained on; None for a good one.
         unscored: Why it has no scores although they were asked for.
@@ -98,6 +108,10 @@ class Row:
     source_height: int | None = None
     source_num_frames: int | None = None
     codec: str | None = None
+    pixel_format: str | None = None
+    bit_depth: int | None = None
+    rotation: int | None = None
+    duration_seconds: float | None = None
     variable_fps: bool | None = None
     rejected: str | None = None
     unscored: str | None = None
@@ -128,7 +142,7 @@ def parse_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     Raises:
         DataError: A needed key is absent or a value has the wrong type or range.
     """
-    present = {key: value for key, value in record.items() if key in KNOWN_COLUMNS and not _is_absent(value)}
+    present = {key: value for key, value in record.items() if key in KNOWN_COLUMNS and not is_absent(value)}
     source, target, text = _paths_and_text(present, record, place)
     row: dict[str, Any] = {"source": source, "target": target, "text": text}
     for column in ("sample_id", *TEXT_COLUMNS):
@@ -140,7 +154,8 @@ def parse_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     for column in NUMBER_COLUMNS:
         row[column] = _number(present[column], column, place) if column in present else None
     _check_members(row, place)
-    row["kind"] = _kind(present.get("kind"), row, place)
+    is_picture = source is None and "image" in present
+    row["kind"] = _kind(present.get("kind"), row, is_picture, place)
     row["frame_start"] = row["frame_start"] or 0
     if row["frame_end"] is not None and row["frame_end"] <= row["frame_start"]:
         start, end = row["frame_start"], row["frame_end"]
@@ -183,12 +198,14 @@ def _check_members(row: Mapping[str, Any], place: str) -> None:
         raise DataError(f"{place}: source_offset without a source: a raw clip's bytes are target_offset, target_bytes")
 
 
-def _kind(given: Any, row: Mapping[str, Any], place: str) -> Kind:
-    """The kind that is given, else the one that whole files' names tell."""
+def _kind(given: Any, row: Mapping[str, Any], is_picture: bool, place: str) -> Kind:
+    """The kind that is given, else a raw clip's column image, else what whole files' names tell."""
     if given is not None:
         if given not in ("image", "video"):
             raise DataError(f"{place}: kind must be 'image' or 'video', not {given!r}")
         return "image" if given == "image" else "video"
+    if is_picture:
+        return "image"
     source, target = row["source"], row["target"]
     if row["source_offset"] is not None or row["target_offset"] is not None:
         raise DataError(f"{place}: needs kind, 'image' or 'video': the name of a file does not tell what its parts are")
@@ -197,7 +214,8 @@ def _kind(given: Any, row: Mapping[str, Any], place: str) -> Kind:
     return kind_of(target)
 
 
-def _is_absent(value: Any) -> bool:
+def is_absent(value: Any) -> bool:
+    """Whether a manifest's value stands for none: null, or the NaN that pandas writes for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -231,6 +249,10 @@ def _flag(value: Any, column: str, place: str) -> bool:
 
 
 def _number(value: Any, column: str, place: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        is_number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # JSON's whole numbers may have any length
+        is_number = False
+    if not is_number:
         raise DataError(f"{place}: {column} must be a number, not {value!r}")
     return float(value)

@@ -10,6 +10,8 @@ from sama_data.errors import DataError
 from sama_data.pretext import Motion, MotionSettings
 from sama_data.rows import Kind
 
+MOST_TIMEOUT_SECONDS = 86_400.0
+
 
 @dataclass(frozen=True)
 class LoaderSettings:
@@ -23,7 +25,8 @@ class LoaderSettings:
         max_frames: The longest clip, in frames; it is cut to 4k+1.
         motion: Weights and parameters of the perturbations of raw clips.
         prefetch_steps: How many steps are prepared ahead of the one in use.
-        decode_threads: How many threads decode.
+        decode_threads: How many clips are decoded at a time, each by a process of its own.
+        decode_timeout_seconds: A sample whose files take longer to read and decode is bad.
         decoded_cache_mib: MiB of decoded frames that are kept in memory, 0 for none.
         at_least_per_rank: Samples of a step that every data rank gets, whatever they cost; 0 when it may get none.
         max_bad_share: The run stops when a larger share of the samples it tried is bad.
@@ -40,6 +43,7 @@ class LoaderSettings:
     motion: MotionSettings = field(default_factory=Motion)
     prefetch_steps: int = 2
     decode_threads: int = 1
+    decode_timeout_seconds: float = 60.0
     decoded_cache_mib: int = 0
     max_bad_share: float = 0.5
     at_least_per_rank: int = 0
@@ -74,6 +78,9 @@ class LoaderSettings:
                 raise DataError(f"data.{name} ({getattr(self, name)}) must be at least {least}")
         if self.images_per_step + self.videos_per_step == 0:
             raise DataError("data.images_per_step and data.videos_per_step are both 0: a step needs samples")
+        if not 0.0 < self.decode_timeout_seconds <= MOST_TIMEOUT_SECONDS:
+            rule = f"must be greater than 0 and at most {MOST_TIMEOUT_SECONDS:g}, a day"
+            raise DataError(f"data.decode_timeout_seconds ({self.decode_timeout_seconds:g}) {rule}")
         if not 0.0 <= self.max_bad_share <= 1.0:
             raise DataError(f"data.max_bad_share ({self.max_bad_share}) must be between 0 and 1")
         if not self.buckets:

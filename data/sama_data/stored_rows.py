@@ -33,6 +33,19 @@ _DIGEST_BYTES = 16
 _READ_BYTES = 1 << 22
 
 
+def as_one_batch(table: pa.Table) -> pa.RecordBatch:
+    """Returns a table's rows as one batch, at least one row.
+
+    Columns of text become large_string: of the others no array holds more than 2 GiB, and such a table would stay in
+    several batches.
+    """
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            table = table.set_column(place, field.name, table.column(place).cast(pa.large_string()))
+    (batch,) = table.combine_chunks().to_batches()
+    return batch
+
+
 class StoredRows(Protocol):
     """The rows of one manifest, all of them right."""
 
@@ -199,16 +212,15 @@ class ParquetRows:
             if self._starts[group + 1] - self._starts[first] >= _SCANNED_ROWS:
                 spans.append(range(first, group + 1))
                 first = group + 1
-        if first < self._metadata.num_row_groups:
+        if self._starts[first] < len(self):  # a writer may end with a group of no rows
             spans.append(range(first, self._metadata.num_row_groups))
         return spans
 
     def _scan_span(self, span: range, work: Callable[[pa.RecordBatch], Result]) -> Result:
         # Readers are not safe between threads; one that is given the metadata costs nothing to make.
         reader = pq.ParquetFile(self._file, metadata=self._metadata)
-        table = self._read(reader, list(span)).combine_chunks()
-        start = self._starts[span[0]]
-        return work(check_batch(table.to_batches()[0], self.places, start))
+        batch = as_one_batch(self._read(reader, list(span)))
+        return work(check_batch(batch, self.places, self._starts[span[0]]))
 
     def _read(self, reader: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sama_data.dataset import Dataset
+from sama_data.dataset import Dataset, Part
 from sama_data.errors import DataError
 from sama_data.order import RANDOM_ATTEMPTS, EpochOrder, epoch_permutation, replacement_index
 from sama_data.rows import Kind
@@ -19,6 +19,10 @@ _LOGGER = logging.getLogger("sama_data")
 # Part of every draw: changing a number changes what all runs see.
 _STREAM_NUMBERS: dict[Kind, int] = {"image": 0, "video": 1}
 _FIRST_PART_STREAM = 2  # orders inside the parts of a blend
+# An order of so many places takes 8 GiB while it is made.
+_MOST_PLACES = 1 << 28
+# Beyond this, relative to the share that was asked for, rounding to whole places is told.
+_MOST_ROUNDING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +58,7 @@ class Stream:
         rows = dataset.indices_of(kind)
         bounds = np.searchsorted(rows, [(part.start, part.start + part.count) for part in dataset.parts])
         self.part_rows: tuple[int, ...] = tuple((bounds[:, 1] - bounds[:, 0]).tolist())
-        weights = [part.weight for part in dataset.parts]
-        self.part_places: tuple[int, ...] = tuple(
-            max(1, round(weight * count)) if count else 0 for weight, count in zip(weights, self.part_rows, strict=True)
-        )
+        self.part_places: tuple[int, ...] = _places(dataset.parts, self.part_rows)
         self._counts = np.array(self.part_rows, np.int64)
         self._first_rows = bounds[:, 0]
         self._sizes = np.array(self.part_places, np.int64)
@@ -113,6 +114,35 @@ class Stream:
         drawn = epochs * self._sizes[part] + places - (self._ends[part] - self._sizes[part])
         row_epochs, row = np.divmod(drawn, self._counts[part])
         return self._rows[self._first_rows[part] + row], row_epochs
+
+
+def _places(parts: Sequence[Part], rows: Sequence[int]) -> tuple[int, ...]:
+    """How many places of an epoch each part's rows of one kind fill.
+
+    Raises:
+        DataError: They are too many to be put in order.
+    """
+    wanted = [part.weight * count for part, count in zip(parts, rows, strict=True)]
+    if sum(wanted) > _MOST_PLACES:
+        raise DataError(
+            f"data.blend: its weights make an epoch of {sum(wanted):.3g} samples, of which {_MOST_PLACES} can be put in"
+            " order: divide all weights by the same number"
+        )
+    places = tuple(max(1, round(count)) if count else 0 for count in wanted)
+    for part, given, asked in zip(parts, places, wanted, strict=True):
+        if not given:
+            continue
+        share, asked_share = given / sum(places), asked / sum(wanted)
+        if abs(share - asked_share) > _MOST_ROUNDING * asked_share:
+            _LOGGER.warning(
+                "data.blend: weight %g of %s gives it %.3g %% of the samples instead of %.3g %%, since places are "
+                "rounded to whole ones: multiply all weights by the same number",
+                part.weight,
+                part.manifest,
+                100 * share,
+                100 * asked_share,
+            )
+    return places
 
 
 def make_streams(dataset: Dataset, settings: LoaderSettings) -> list[Stream]:

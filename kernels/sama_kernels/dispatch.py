@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 
 BUILT: dict[str, tuple[str, ...]] = {
-    "adaln": ("reference",),
+    "adaln": ("triton", "reference"),
     "attention": ("torch", "reference"),
-    "flow_matching": ("reference",),
-    "gate_residual": ("reference",),
-    "pretext": ("reference",),
-    "qk_norm_rope": ("reference",),
-    "semantic_loss": ("reference",),
+    "flow_matching": ("triton", "reference"),
+    "gate_residual": ("triton", "reference"),
+    "pretext": ("triton", "reference"),
+    "qk_norm_rope": ("triton", "reference"),
+    "semantic_loss": ("triton", "reference"),
 }
 """The backends of every operation, the preferred one first."""
 

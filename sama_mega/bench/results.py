@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from sama_mega.observe.environment import describe_environment
 
@@ -41,3 +42,8 @@ def write_results(folder: Path, what: str, results: dict[str, Any]) -> Path:
             continue
         return path
     raise FileExistsError(f"{folder}: 999 results of {date} are there already")
+
+
+def wide_console() -> Console:
+    """Where tables go: a log has no width of its own."""
+    return Console() if Console().is_terminal else Console(width=140)

@@ -5,7 +5,13 @@ Source: SAMA (arXiv 2603.19228); Wan2.1 14B and 1.3B.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sama_mega.config.errors import ConfigError
+
+Shape = TypeVar("Shape")
 
 SEMANTIC_TOKENS = 65
 """One anchor frame: 64 local tokens and the global one."""
@@ -76,3 +82,22 @@ WORKLOADS = {
 """At 480p 65,585, 40,625 and 8 times 3,185 tokens."""
 PARITY_WORKLOAD = Workload((1, 10, 13), batch=2)
 """What float64 can hold beside the rest, of odd sizes."""
+
+
+def one_rank_recipe(num_layers: int = 1) -> dict[str, Any]:
+    """The recipe by which a benchmark starts its one rank; its contenders have recipes of their own."""
+    return {
+        "model": {"dim": 128, "ffn_dim": 256, "num_heads": 2, "num_layers": num_layers},
+        "train": {"stage": 1, "steps": 1, "run_folder": "unused"},
+    }
+
+
+def named(option: str, name: str, registry: Mapping[str, Shape]) -> Shape:
+    """One entry of a registry.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in registry:
+        raise ConfigError(f"{option} ({name}) must be one of {', '.join(registry)}")
+    return registry[name]

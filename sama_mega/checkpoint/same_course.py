@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sama_mega.checkpoint.folder import RECIPE_FILE
+from sama_mega.checkpoint.saved_state import read_saved_state
 from sama_mega.config.errors import CheckpointError, ConfigError
 from sama_mega.config.load import load_recipe
 from sama_mega.config.schema import Recipe
@@ -48,6 +49,25 @@ def require_same_course(checkpoint: Path, recipe: Recipe) -> list[str]:
             f" {'it' if len(broken) == 1 else 'them'} back, or start a new train.run_folder"
         )
     return [f"{key}: {_show(old[key])} -> {_show(new[key])}" for key in changed]
+
+
+def require_same_rows(checkpoint: Path, rows_digest: str) -> None:
+    """Makes sure that the manifests still hold the rows that a run which resumes was drawing from, in the same order.
+
+    Args:
+        checkpoint: A complete checkpoint.
+        rows_digest: Of the rows now: `Dataset.order_digest`.
+
+    Raises:
+        CheckpointError: They are others, or the checkpoint is damaged.
+    """
+    saved = read_saved_state(checkpoint).rows_digest
+    if saved and saved != rows_digest:  # format 1 did not say
+        raise CheckpointError(
+            f"cannot go on from {checkpoint}: the manifest has other rows now, or in another order, and the position in"
+            " it would mean other samples: put the old file back, or start a new train.run_folder from this checkpoint"
+            " (checkpoint.init_from)"
+        )
 
 
 def _saved_recipe(checkpoint: Path) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from sama_mega.config.errors import CheckpointError
 
 STATE_FILE = "state.json"
-FORMAT = 1
+FORMAT = 2
 """Of the whole checkpoint folder; raised when an older version could not load a new one."""
 
 
@@ -27,6 +28,7 @@ class SavedState:
         average_updates: Updates of the moving average.
         layout: Degrees of the run that wrote it, for the reader; any layout can load it.
         life: Life number of the run that wrote it.
+        rows_digest: Of the manifests' rows in their order, which `data_position` counts in; "" in format 1.
     """
 
     step: int
@@ -37,6 +39,7 @@ class SavedState:
     average_updates: int
     layout: dict[str, int]
     life: int
+    rows_digest: str = ""
 
 
 def write_saved_state(checkpoint: Path, saved: SavedState) -> None:
@@ -57,7 +60,10 @@ def read_saved_state(checkpoint: Path) -> SavedState:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} cannot be read: it holds no JSON object")
-    _require_known_format(path, values.pop("format", None))
+    number = values.pop("format", None)
+    _require_known_format(path, number)
+    if number == 1:
+        values.setdefault("rows_digest", "")
     _require_fields(path, values)
     return SavedState(**values)
 
@@ -84,7 +90,7 @@ def _require_fields(path: Path, values: dict[str, Any]) -> None:
     if unknown:
         raise CheckpointError(f"{path} has {', '.join(unknown)}, which format {FORMAT} does not: it was edited")
     for name in names:
-        if not (_is_layout(values[name]) if name == "layout" else _is_count(values[name])):
+        if not _CHECKS.get(name, _is_count)(values[name]):
             raise CheckpointError(f"{path} cannot be read: {name} is {values[name]!r}")
 
 
@@ -94,3 +100,10 @@ def _is_count(value: Any) -> bool:
 
 def _is_layout(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_count(degree) for degree in value.values())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {"layout": _is_layout, "rows_digest": _is_text}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from sama_mega.bench.chart import Bar, draw_bars
 from sama_mega.bench.contenders import Build, chain, diffusers, ours
 from sama_mega.bench.flops import FORMULA
 from sama_mega.bench.layer import LayerRow, run_layer_bench
-from sama_mega.bench.results import describe_machine, write_results
+from sama_mega.bench.results import describe_machine, wide_console, write_results
 from sama_mega.bench.roof import Roof, measure_roof
-from sama_mega.bench.shapes import MODELS, WORKLOADS
-from sama_mega.config import ConfigError, build_recipe
+from sama_mega.bench.shapes import MODELS, WORKLOADS, named, one_rank_recipe
+from sama_mega.config import build_recipe
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 
 _GIB = 1 << 30
@@ -47,11 +47,9 @@ def run(
     on_gpu = torch.cuda.is_available()
     model = model or ("14b" if on_gpu else "toy")
     names = list(workloads) or (["81-frames", "49-frames", "images"] if on_gpu else ["toy"])
-    _require("--model", model, MODELS)
-    for name in names:
-        _require("--workload", name, WORKLOADS)
+    size, work = named("--model", model, MODELS), {name: named("--workload", name, WORKLOADS) for name in names}
     console = Console(stderr=True)
-    context = start_parallel(build_recipe(_ONE_RANK, "bench layer"))
+    context = start_parallel(build_recipe(one_rank_recipe(), "bench layer"))
     try:
         dtype = torch.bfloat16 if context.device.type == "cuda" else torch.float32
         if context.device.type != "cuda":
@@ -59,8 +57,8 @@ def run(
         roof = measure_roof(context.device, dtype)
         rows = run_layer_bench(
             _contenders(context, attention, dtype, compile_peers),
-            MODELS[model],
-            {name: WORKLOADS[name] for name in names},
+            size,
+            work,
             context.device,
             dtype,
             rounds,
@@ -69,7 +67,7 @@ def run(
         machine = describe_machine(context.device)
     finally:
         stop_parallel()
-    _print(_wide_console(), rows, roof, f"{machine['device']}, {model}, {dtype}, attention {attention}")
+    _print(wide_console(), rows, roof, f"{machine['device']}, {model}, {dtype}, attention {attention}")
     if as_json:
         document = _document(rows, roof, machine, {"model": model, "attention": attention, "dtype": str(dtype)})
         path = write_results(results, "layer", document)
@@ -77,17 +75,6 @@ def run(
         print(json.dumps({"file": str(path), "rows": document["rows"]}))
     wrong = [row for row in rows if row.contender.startswith(OWN) and (row.parity is None or not row.parity.ok)]
     return 1 if wrong else 0
-
-
-def _require(option: str, value: str, known: Mapping[str, object]) -> None:
-    if value not in known:
-        raise ConfigError(f"{option} ({value}) must be one of {', '.join(known)}")
-
-
-_ONE_RANK = {
-    "model": {"dim": 128, "ffn_dim": 256, "num_heads": 2, "num_layers": 1},
-    "train": {"stage": 1, "steps": 1, "run_folder": "unused"},
-}
 
 
 def _contenders(context: ParallelContext, attention: str, dtype: torch.dtype, compile_peers: bool) -> dict[str, Build]:
@@ -101,11 +88,6 @@ def _contenders(context: ParallelContext, attention: str, dtype: torch.dtype, co
     if compile_peers:
         contenders["diffusers, compiled"] = diffusers(compiled=True)
     return contenders | {f"{OWN}{mode}": ours(context, mode, attention, precision) for mode in MODES}
-
-
-def _wide_console() -> Console:
-    """A log has no width of its own."""
-    return Console() if Console().is_terminal else Console(width=140)
 
 
 def _print(console: Console, rows: Sequence[LayerRow], roof: Roof, title: str) -> None:

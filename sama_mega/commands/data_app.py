@@ -96,6 +96,30 @@ def data_ingest(
     )
 
 
+@app.command("probe")
+def data_probe(
+    manifest: ManifestArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="P.parquet", help="The manifest to write (default: only print).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that decode (default: one for each core).")
+    ] = None,
+    timeout_seconds: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="The longest that one row may take.")
+    ] = 120.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Decode every clip once: codec, true length, size, rate; reject rows that cannot be trained on, and say why.
+
+    A run that was killed goes on where it was: what it found is in a journal beside P.parquet. Clips that were written
+    anew since are decoded again.
+    """
+    from sama_mega.commands import data_probe as command
+
+    raise typer.Exit(command.run(manifest, out, workers, timeout_seconds, as_json))
+
+
 @app.command("filter")
 def data_filter(
     manifest: ManifestArgument,

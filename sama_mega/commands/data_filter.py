@@ -54,7 +54,7 @@ def run(
         reason, count = next(iter(report.dropped().items()))
         raise DataError(
             f"{manifest}: no row is left, {count} of {report.num_rows} for {reason!r}: nothing is written; loosen "
-            "the options, or score the manifest first (data score)"
+            "the options (--keep-unscored keeps edits without scores), or score the manifest first (data score)"
         )
     print(f"{report.num_kept} of {report.num_rows} rows ({report.num_kept / report.num_rows:.1%}) in {out}")
     if as_json:

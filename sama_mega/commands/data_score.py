@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sama_data.errors import DataError
+from sama_data.journal import journal_path
 from sama_data.manifest import load_manifest
 from sama_data.rewrite import check_output
-from sama_data.score.journal import Answers, Journal, journal_path, read_journal
+from sama_data.score.journal import Answers, Journal, read_journal
 from sama_data.score.manifest import Outcome, ask_all, write_scores
 from sama_data.score.plan import TOKEN_FORMULA, Plan, make_plan
 from sama_data.score.settings import EndpointSettings, JudgeSettings

@@ -173,6 +173,7 @@ class DataRecipe(Section):
     image_weight: PositiveFloat = 1.0
     prefetch_steps: NonNegativeInt = 2
     decode_threads: PositiveInt = 1
+    decode_timeout_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 60.0
     text_dropout: Share = 0.1
     max_bad_share: Share = 0.5
     decoded_cache_mib: NonNegativeInt = 0

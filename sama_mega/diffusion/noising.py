@@ -12,29 +12,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sama_kernels.flow_matching import add_noise, velocity_target
-from sama_mega.diffusion.philox import (
-    Index,
-    Stream,
-    random_integer_batch,
-    random_normal_batch,
-    random_uniform_batch,
-)
+from sama_kernels.flow_matching import Address, add_noise
+from sama_kernels.philox import Index, random_integer_batch, random_uniform_batch
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
+from sama_mega.diffusion.streams import Stream
 from sama_mega.parallel.transfer import to_device
 
 __all__ = [
     "NoiseLevels",
     "Noised",
     "SemanticTarget",
-    "add_noise",
     "draw_noise_levels",
     "draw_text_dropout",
     "noise_latents",
     "noise_semantic_features",
     "semantic_prediction_to_velocity",
-    "semantic_target",
-    "velocity_target",
 ]
 
 SemanticTarget = Literal["velocity", "clean"]
@@ -111,8 +103,8 @@ def noise_latents(
     Returns:
         The noisy latents in the latents' dtype, and the velocity in float32.
     """
-    noise = random_normal_batch(seed, sample_indices, epochs, Stream.LATENT_NOISE, latents.shape[1:], latents.device)
-    return Noised(add_noise(latents, noise, sigmas, backend=backend), velocity_target(latents, noise, backend=backend))
+    noise = Address(seed, sample_indices, epochs, Stream.LATENT_NOISE)
+    return Noised(*add_noise(latents, noise, sigmas, backend=backend))
 
 
 def noise_semantic_features(
@@ -133,34 +125,21 @@ def noise_semantic_features(
         sample_indices: ``[B]``.
         epochs: ``[B]``.
         sigmas: ``[B]`` float32, those of the latents.
-        target: See `semantic_target`.
+        target: What the semantic head predicts: the features' velocity (released code) or the features (paper).
         backend: Of `sama_kernels.flow_matching`.
 
     Returns:
         The noisy features in the features' dtype, and the target in float32.
-    """
-    noise = random_normal_batch(
-        seed, sample_indices, epochs, Stream.SEMANTIC_NOISE, features.shape[1:], features.device
-    )
-    return Noised(
-        add_noise(features, noise, sigmas, backend=backend),
-        semantic_target(features, noise, target, backend=backend),
-    )
-
-
-def semantic_target(features: Tensor, noise: Tensor, target: SemanticTarget, *, backend: str = "auto") -> Tensor:
-    """What the semantic head predicts: the features' velocity (released code) or the features (paper).
-
-    Returns:
-        The features' shape, float32.
 
     Raises:
         ValueError: The target is neither ``velocity`` nor ``clean``.
     """
+    noise = Address(seed, sample_indices, epochs, Stream.SEMANTIC_NOISE)
+    noisy, velocity = add_noise(features, noise, sigmas, backend=backend)
     if target == "velocity":
-        return velocity_target(features, noise, backend=backend)
+        return Noised(noisy, velocity)
     if target == "clean":
-        return features.float()
+        return Noised(noisy, features.float())
     raise ValueError(f"anchor.target ({target!r}) must be 'velocity' or 'clean'")
 
 

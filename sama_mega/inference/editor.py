@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sama_kernels.philox import random_normal_batch
 from sama_mega.config.schema import Recipe
-from sama_mega.diffusion.philox import Stream, random_normal_batch
 from sama_mega.diffusion.sampler import sample_edit
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
+from sama_mega.diffusion.streams import Stream
 from sama_mega.encoders.interface import Encoders
 from sama_mega.model import ModelInput, ModelOutput
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from sama_kernels.adaln import adaln
-from sama_kernels.gate_residual import gate_residual
+from sama_kernels.gate_residual import gate_residual, gate_residual_norm, residual_adaln
 from sama_kernels.qk_norm_rope import RopeTables
 from sama_mega.config.schema import Recipe
 from sama_mega.model.attention import CrossAttention, SelfAttention
-from sama_mega.model.norms import AffineLayerNorm
+from sama_mega.model.norms import WeightAndBias
 from sama_mega.model.parallel_layers import ColumnLinear, RowLinear, empty_parameter, sees_own_tokens
 from sama_mega.model.recompute import Activations
 from sama_mega.parallel.runtime import ParallelContext
@@ -51,7 +51,7 @@ class SamaBlock(nn.Module):
         self.modulation = empty_parameter(1, 6, dim, dtype=torch.float32, device=context.device)
         sees_own_tokens(self, config)
         self.self_attn = SelfAttention(recipe, config, context)
-        self.norm3 = AffineLayerNorm(dim, self.eps, config, context)
+        self.norm3 = WeightAndBias(dim, config=config, context=context)
         self.cross_attn = CrossAttention(recipe, config, context)
         self.ffn = FeedForward(recipe, config, context)
 
@@ -80,8 +80,9 @@ class SamaBlock(nn.Module):
         modulation = self.modulation + time_modulation
         shift_attention, scale_attention, gate_attention, shift_ffn, scale_ffn, gate_ffn = modulation.unbind(1)
         attention_input = adaln(x, shift_attention, scale_attention, eps=self.eps, backend=self.ops)
-        mixed = self.self_attn(attention_input, rope, num_tokens, activations)
-        x = gate_residual(x, mixed, gate_attention, backend=self.ops)
-        x = x + self.cross_attn(self.norm3(x), text, activations)
-        ffn_input = adaln(x, shift_ffn, scale_ffn, eps=self.eps, backend=self.ops)
+        attended = self.self_attn(attention_input, rope, num_tokens, activations)
+        # Each residual sum writes the next branch's input in the same pass.
+        x, query_input = gate_residual_norm(x, attended, gate_attention, *self.norm3(), eps=self.eps, backend=self.ops)
+        described = self.cross_attn(query_input, text, activations)
+        x, ffn_input = residual_adaln(x, described, shift_ffn, scale_ffn, eps=self.eps, backend=self.ops)
         return gate_residual(x, self.ffn(ffn_input, activations), gate_ffn, backend=self.ops)

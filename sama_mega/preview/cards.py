@@ -74,10 +74,10 @@ def draw_cards(dataset: Dataset, settings: LoaderSettings, num_samples: int, qua
         one_a_step = replace(
             settings, images_per_step=int(kind == "image"), videos_per_step=int(kind == "video"), at_least_per_rank=0
         )
-        loader = SampleLoader(dataset, one_a_step, 0, 1, quarantine)
-        for step in range(count):
-            for sample in loader.step(step).samples:
-                yield make_card(sample, dataset[sample.index])
+        with SampleLoader(dataset, one_a_step, 0, 1, quarantine) as loader:
+            for step in range(count):
+                for sample in loader.step(step).samples:
+                    yield make_card(sample, dataset[sample.index])
 
 
 def make_card(sample: Sample, row: Row) -> Card:

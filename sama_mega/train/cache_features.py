@@ -2,7 +2,8 @@
 
 That is the latents of targets, and of sources that no perturbation touches; the features of anchor frames; the prompts
 that the rows can have. Rows are cut into blocks, a shard each, and dealt to the processes; a block that is done is not
-done again, nor a content that the cache has. Nothing is sent between processes.
+done again, nor a content that the cache has; of a block with rows that could not be read, these are tried again by the
+next life. Nothing is sent between processes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sama_data.clips import Clip, load_clip
+from sama_data.clip_reader import ClipReader
+from sama_data.clips import Clip
 from sama_data.dataset import Dataset
 from sama_data.errors import ClipError
 from sama_data.prefetch import prefetch_in_order
@@ -29,6 +31,7 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import Encoders
 from sama_mega.encoders.feature_cache import CacheFolder, Content, FeatureCache, Keys, Kind
+from sama_mega.encoders.feature_cache.folder import SUFFIX
 from sama_mega.encoders.feature_cache.index import index_is_current, write_index
 from sama_mega.encoders.feature_cache.stored import pack
 from sama_mega.train.encode import FrameEncoders
@@ -97,6 +100,8 @@ class FeatureCacher:
         self._keys = Keys(self._identity)
         folder.claim(self._identity)
         self._known = self._open_known()
+        data = recipe.data
+        self._reader = ClipReader(data.buckets, data.max_frames, data.decode_timeout_seconds, data.decode_threads)
         self._blocks = list(_cut(dataset))
 
     def run(self, rank: int, world_size: int, on_rows: Callable[[int], None]) -> CacheReport:
@@ -112,14 +117,15 @@ class FeatureCacher:
         """
         report = CacheReport()
         there = set(self._folder.shard_names())
-        for block in self._blocks[rank::world_size]:
-            name = self._shard_name(block)
-            if name in there:
-                report.rows_done_before += len(block.indices)
-                report.rows += len(block.indices)
-                on_rows(report.rows)
-            else:
-                self._encode_block(block, name, report, on_rows)
+        with self._reader:
+            for block in self._blocks[rank::world_size]:
+                name = self._shard_name(block)
+                if name in there:
+                    report.rows_done_before += len(block.indices)
+                    report.rows += len(block.indices)
+                    on_rows(report.rows)
+                else:
+                    self._encode_block(block, name, report, on_rows)
         self._finish(rank, report)
         return report
 
@@ -129,14 +135,22 @@ class FeatureCacher:
 
     def _encode_block(self, block: _Block, name: str, report: CacheReport, on_rows: Callable[[int], None]) -> None:
         features: dict[str, Tensor] = {}
+        absent = hashlib.blake2b(digest_size=4)
+        num_skipped = len(report.skipped)
         with closing(self._clips(block)) as clips:
             for row, clip in clips:
                 report.rows += 1
                 if isinstance(clip, ClipError):
                     report.skipped.append(str(clip))
+                    absent.update(f"{row.index} ".encode())
                 else:
                     self._encode_row(row, clip, features)
                 on_rows(report.rows)
+        if len(report.skipped) > num_skipped:
+            # Not the name of a block that is done: the rows are tried again by the next life.
+            name = name.replace(SUFFIX, f"-without-{absent.hexdigest()}{SUFFIX}")
+            if not features and (self._folder.shards / name).exists():
+                return  # of an earlier life, which found the same rows at fault
         self._folder.write(self._folder.shards / name, features)
         report.encoded += len(features)
 
@@ -160,24 +174,23 @@ class FeatureCacher:
 
     def _clips(self, block: _Block) -> Generator[tuple[Row, Clip | ClipError], None, None]:
         """The block's rows, decoded ahead on threads."""
-        data = self._recipe.data
 
         def read(index: int) -> tuple[Row, Clip | ClipError]:
             row = self._dataset[index]
             try:
-                return row, load_clip(row, data.buckets, data.max_frames)
+                return row, self._reader.read(row)
             except ClipError as error:
                 return row, error
 
-        ahead = _CLIPS_AHEAD * data.decode_threads
-        order = block.indices.tolist()
-        with closing(prefetch_in_order(order, lambda index: [index], read, ahead, data.decode_threads)) as steps:
+        threads = self._recipe.data.decode_threads
+        ahead, order, interrupt = _CLIPS_AHEAD * threads, block.indices.tolist(), self._reader.close
+        with closing(prefetch_in_order(order, lambda index: [index], read, ahead, threads, interrupt)) as steps:
             for _, (one,) in steps:
                 yield one
 
     def _finish(self, rank: int, report: CacheReport) -> None:
         """Brings the index up to date, if nobody comes later who would."""
-        there = {name.rpartition("-")[0] for name in self._folder.shard_names()}
+        there = {"-".join(name.split("-")[:2]) for name in self._folder.shard_names()}
         report.finished = all(block.label in there for block in self._blocks)
         if (report.finished or rank == 0) and not index_is_current(self._folder):
             write_index(self._folder)
@@ -194,7 +207,7 @@ class FeatureCacher:
             row = self._dataset[index]
             place = (row.source, row.target, row.frame_start, row.frame_end, row_prompts(row, recipe.motion))
             state.update(repr(place).encode())
-        return f"{block.label}-{state.hexdigest()}.safetensors"
+        return f"{block.label}-{state.hexdigest()}{SUFFIX}"
 
     def _open_known(self) -> FeatureCache | None:
         """What earlier lives left, as far as they finished."""

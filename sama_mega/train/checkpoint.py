@@ -39,6 +39,7 @@ def describe_position(state: TrainState, recipe: Recipe, context: ParallelContex
         average_updates=state.average.num_updates,
         layout=layout,
         life=life,
+        rows_digest=state.rows_digest,
     )
 
 

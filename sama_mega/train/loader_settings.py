@@ -20,6 +20,7 @@ def loader_settings(recipe: Recipe) -> LoaderSettings:
         motion=recipe.motion,
         prefetch_steps=data.prefetch_steps,
         decode_threads=data.decode_threads,
+        decode_timeout_seconds=data.decode_timeout_seconds,
         decoded_cache_mib=data.decoded_cache_mib,
         max_bad_share=data.max_bad_share,
         at_least_per_rank=samples_needed_per_rank(recipe.parallel),

@@ -146,13 +146,14 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
         encoders = on_every_rank(context, lambda: build_encoders(recipe, context.device))
         cache = open_cache(recipe, encoders, context)
         loader = on_every_rank(context, lambda: build_loader(recipe, dataset, context, folder))
-        begin_from, _ = find_start(recipe, folder, context)
+        begin_from, _ = find_start(recipe, dataset, folder, context)
         state = build_train_state(recipe, context, initialize=begin_from is None)
         restore(recipe, begin_from, state)
+        state.rows_digest = dataset.order_digest()
     start.clock.mark("model and data")
     with begin_life(recipe, state.step, context) as life, _open_log(folder, life.number, context, setup):
         # An earlier life may have saved while this one got ready; from here on it may not.
-        newest, lines = find_start(recipe, folder, context)
+        newest, lines = find_start(recipe, dataset, folder, context)
         if newest != begin_from:
             restore(recipe, newest, state)
             life.goes_on_from(state.step)
@@ -229,8 +230,8 @@ def build_loader(recipe: Recipe, dataset: Dataset, context: ParallelContext, fol
 def _batches(
     loader: SampleLoader, run: Run, checkpoints: CheckpointHook, life: ThisLife, pace: Pace
 ) -> Generator[StepSamples]:
-    """The remaining steps' samples, until a save fails or a newer life begins; closing it ends the reading threads."""
-    with closing(loader.prefetching(run.start_step, max(0, run.total_steps - run.start_step))) as steps:
+    """The remaining steps' samples, until a save fails or a newer life begins; closing it ends what reads them."""
+    with loader, closing(loader.prefetching(run.start_step, max(0, run.total_steps - run.start_step))) as steps:
         while True:
             with pace.reading():
                 samples = next(steps, None)

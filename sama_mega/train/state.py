@@ -23,6 +23,7 @@ class TrainState:
         average: Moving average of the weights.
         step: Finished optimizer steps.
         samples_seen: Samples of all of them, over all ranks.
+        rows_digest: Of the rows that `step` is a position in; "" where there are none to train on.
     """
 
     stages: list[DistributedDataParallel]
@@ -30,6 +31,7 @@ class TrainState:
     average: WeightAverage
     step: int = 0
     samples_seen: int = 0
+    rows_digest: str = ""
 
     @property
     def model(self) -> WholeModel:

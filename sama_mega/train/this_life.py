@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sama_data.dataset import Dataset
 from sama_mega.checkpoint.folder import complete_checkpoints, resolve_checkpoint
 from sama_mega.checkpoint.replace import put_back_interrupted
-from sama_mega.checkpoint.same_course import require_same_course
+from sama_mega.checkpoint.same_course import require_same_course, require_same_rows
 from sama_mega.config import recipe_to_yaml
 from sama_mega.config.errors import CheckpointError, ConfigError
 from sama_mega.config.schema import Recipe
@@ -30,7 +31,9 @@ from sama_mega.train.state import TrainState
 _log = logging.getLogger(__name__)
 
 
-def find_start(recipe: Recipe, folder: RunFolder, context: ParallelContext) -> tuple[Path | None, list[str]]:
+def find_start(
+    recipe: Recipe, dataset: Dataset, folder: RunFolder, context: ParallelContext
+) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, and what to say about it.
 
     The run's own newest one, else the one whose weights the recipe names, else None.
@@ -46,6 +49,7 @@ def find_start(recipe: Recipe, folder: RunFolder, context: ParallelContext) -> t
             )
         if own:
             changed = require_same_course(own[-1], recipe)
+            require_same_rows(own[-1], dataset.order_digest())
             return own[-1], [f"resumed {own[-1]}", *(f"changed since then: {line}" for line in changed)]
         if recipe.checkpoint.init_from is None:
             return None, ["started from random weights (checkpoint.init_from is null)"]

@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sama_kernels.flow_matching import add_noise
 from sama_mega.config import build_recipe
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.losses import sama_loss
-from sama_mega.diffusion.noising import add_noise, velocity_target
 from sama_mega.diffusion.sampler import sample_edit
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
 from sama_mega.model import ModelInput, ModelOutput
@@ -205,7 +205,7 @@ def check_model(golden: GoldenFolder, recipe: Recipe, context: ParallelContext) 
     for stage in state.stages:
         load_whole(stage.module, whole, context)
     mine = slice(context.data_rank, None, context.layout.data)
-    checks, noised = _check_noising(golden, context)
+    checks, noised = _check_noising(golden, recipe.kernels.ops, context)
     noised = _samples(noised, mine)
     checks += _check_outputs(golden, state, noised, context)
     checks += _check_losses_and_gradients(golden, recipe, context, state, noised)
@@ -227,11 +227,10 @@ def _samples(noised: NoisedBatch, chosen: slice) -> NoisedBatch:
     return NoisedBatch(given, noised.velocity_target[chosen], noised.timestep_weights[chosen])
 
 
-def _check_noising(golden: GoldenFolder, context: ParallelContext) -> tuple[list[Check], NoisedBatch]:
+def _check_noising(golden: GoldenFolder, backend: str, context: ParallelContext) -> tuple[list[Check], NoisedBatch]:
     io = {name: tensor.to(context.device) for name, tensor in golden.inputs.items()}
     sigmas = io["sigmas"]
-    noisy = add_noise(io["latents"], io["noise"], sigmas)
-    target = velocity_target(io["latents"], io["noise"])
+    noisy, target = add_noise(io["latents"], io["noise"], sigmas, backend=backend)
     checks = [
         compare("noisy_latents", noisy, io["noisy_latents"], OUTPUT_LIMIT),
         compare("velocity_target", target, io["velocity_target"], OUTPUT_LIMIT),
@@ -239,8 +238,9 @@ def _check_noising(golden: GoldenFolder, context: ParallelContext) -> tuple[list
     noisy_semantic = semantic_target = source = None
     if "source_latents" in io:
         source = io["source_latents"]
-        noisy_semantic = add_noise(io["semantic_features"], io["semantic_noise"], sigmas)
-        semantic_target = velocity_target(io["semantic_features"], io["semantic_noise"])
+        noisy_semantic, semantic_target = add_noise(
+            io["semantic_features"], io["semantic_noise"], sigmas, backend=backend
+        )
         expected = io["noisy_semantic_features"]
         checks.append(compare("noisy_semantic_features", noisy_semantic, expected, OUTPUT_LIMIT))
         expected = io["semantic_velocity_target"]

@@ -22,7 +22,7 @@ pipeline_tag: video-to-video
 """
 _USE = """## Use
 
-`pip install diffusers transformers accelerate`. Edit a video; the code beside the weights is run, hence
+`pip install diffusers transformers accelerate ftfy`. Edit a video; the code beside the weights is run, hence
 `trust_remote_code`:
 
 ```python

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from sama_data import clip_reader
 from sama_data.synth.write import write_clip
+from tests.support import worker_jobs
+from tests.support.processes import children_of
 from tests.support.tiny_recipe import (
     FRAMES,
     SIZE,
@@ -24,6 +27,7 @@ from tests.support.tiny_recipe import (
     tiny_overrides,
     tiny_world,
 )
+from tests.support.zoo import write_sound
 
 Capture = pytest.CaptureFixture[str]
 
@@ -189,17 +193,6 @@ def test_a_stream_without_rows_is_said_once_in_the_log(world: Path, tmp_path: Pa
 # --- clips ----------------------------------------------------------------------------------------
 
 
-def write_sound(path: Path) -> None:
-    """An mp4 without a picture."""
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("aac", rate=16000)
-        for _ in range(8):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-            frame.sample_rate = 16000
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
 BAD_CLIPS: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
     "missing": (lambda path, clip: None, "does not exist"),
     "empty": (lambda path, clip: path.write_bytes(b""), "is empty (0 bytes)"),
@@ -254,6 +247,24 @@ def test_bad_clips_are_listed_and_the_run_goes_on(tmp_path: Path, capfd: Capture
         assert len(row["sample_ids"]) == row["num_videos"] == 4
         assert all(name.startswith("good") for name in row["sample_ids"])
     assert newest_checkpoint(tmp_path / "run").name == "step-00000004"
+
+
+def test_clips_that_hang_or_crash_their_decoder_do_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    monkeypatch.setattr(clip_reader, "load_clip", worker_jobs.load_clip)
+    manifest, others = write_clips(tmp_path, [], good=6), children_of(os.getpid())
+    with manifest.open("a") as file:
+        file.writelines(json.dumps({"video": f"{name}.mp4", "caption": "x"}) + "\n" for name in ("hang", "crash"))
+    changes = {"data__images_per_step": 0, "data__videos_per_step": 4, "data__decode_timeout_seconds": 2}
+    assert train(tmp_path / "run", manifest, "--json", steps=2, **changes) == 0
+    report = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert (report["steps"], report["samples_seen"], report["num_quarantined"]) == (2, 8, 2)
+    assert {name: line["reason"] for name, line in quarantined(tmp_path / "run").items()} == {
+        "hang.mp4": "took longer than 2 s to decode (data.decode_timeout_seconds)",
+        "crash.mp4": "the decoder died of signal 11 (SIGSEGV) twice",
+    }
+    assert children_of(os.getpid()) == others
 
 
 def test_a_clip_under_a_pictures_name_is_used_for_what_it_holds(tmp_path: Path, world: Path) -> None:

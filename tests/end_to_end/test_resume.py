@@ -447,6 +447,23 @@ def spoilt(path: Path, damage: Callable[[Path], object]) -> Iterator[None]:
         path.write_bytes(content)
 
 
+def test_a_manifest_that_was_written_anew_with_other_rows_is_refused(
+    killed: Killed, world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Under the same name: the position in it would repeat some samples and skip others."""
+    folder = tmp_path / "run"
+    shutil.copytree(killed.uninterrupted, folder)
+
+    def leave_out_the_first(path: Path) -> None:
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+
+    with spoilt(world / "raw.jsonl", leave_out_the_first):
+        assert call_main(*train_arguments(folder, world, STEPS + 4)) == 2
+    line = one_error_line(capfd.readouterr().err)
+    assert str(newest_checkpoint(folder)) in line and "has other rows now" in line
+    assert len(list((folder / "lives").iterdir())) == 1
+
+
 def test_a_damaged_checkpoint_is_named(
     killed: Killed, world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

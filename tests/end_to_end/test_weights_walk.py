@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sama_mega.diffusion.philox import Stream, random_normal_batch
 from torch import Tensor
 
 from sama_data.decode import decode_frames
 from sama_data.prompts import edit_prompt
-from sama_mega.diffusion.philox import Stream, random_normal_batch
 from sama_mega.inference.editor import SamplingSettings, pixels_from_frames
 from sama_mega.inference.load import open_checkpoint
 from tests.support.pretrained_folders import pretrained_encoders, pretrained_weights
@@ -29,6 +29,7 @@ from tests.support.wan_weights import checkpoint_tensors, load_pipeline, write_t
 STEPS, SEED, GUIDANCE = 2, 7, 3.0
 LIMIT = 1e-5
 INSTRUCTION = "make it bigger"
+UNTIDY = " make\n it &amp;amp; \u201cthe red\u201d   bigger"
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,7 @@ def test_the_pipeline_edits_as_edit_does(walk: Path, tmp_path_factory: pytest.Te
         pixels = pixels_from_frames(torch.from_numpy(frames))[None]
         settings = SamplingSettings(STEPS, GUIDANCE, SEED)
         expected = opened.editor.edit(pixels, [edit_prompt("video", INSTRUCTION)], settings)
+        spoken = opened.encoders.text.encode([edit_prompt("video", UNTIDY)])
         tokens = (opened.recipe.anchor.num_tokens, opened.recipe.model.semantic_dim)
     shape = list(seen[0].shape[1:])
     noise = {
@@ -114,6 +116,7 @@ def test_the_pipeline_edits_as_edit_does(walk: Path, tmp_path_factory: pytest.Te
     }
     settings_of_theirs = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE} | noise
     pipe = load_pipeline(walk / "exported", tmp_path_factory)
+    assert torch.equal(pipe.encode_prompt(edit_prompt("video", UNTIDY)), spoken)
     latents = pipe(frames, INSTRUCTION, output_type="latent", **settings_of_theirs).frames
     assert ((latents - seen[0]).abs().max() / seen[0].abs().max()).item() < LIMIT
     edited = pipe(frames, INSTRUCTION, output_type="pt", **settings_of_theirs).frames

@@ -3,7 +3,7 @@
 A tensor on the CPU does not say whether it would live on a GPU, so every tensor is taken for one that does:
 
 - reading a number, or a shape that depends on numbers, waits;
-- a copy to a device waits, unless `parallel.transfer.to_device` makes it, from pinned memory.
+- a copy to a device waits, unless `to_device` makes it (`parallel.transfer`'s or the kernels'), from pinned memory.
 
 `Tensor.numpy()` is not counted: torch refuses it for a device's tensor, so what is read through it is the host's own.
 Out of sight are waits inside torch's operators, and a tensor of the host that meets one of the device; the test on a
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import sama_kernels.transfer
 from sama_mega.parallel import transfer
 
 _READS = frozenset(
@@ -30,7 +31,8 @@ _READS = frozenset(
 )
 _COPIES = frozenset({"tensor", "as_tensor", "asarray", "to"})
 _INDEXING = frozenset({"__getitem__", "__setitem__"})
-_TORCH, _HERE, _TRANSFER = str(Path(torch.__file__).parent), __file__, transfer.__file__
+_TORCH, _HERE = str(Path(torch.__file__).parent), __file__
+_TRANSFERS = (transfer.__file__, sama_kernels.transfer.__file__)
 
 
 class HostWaits(TorchFunctionMode):
@@ -49,7 +51,7 @@ class HostWaits(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name, caller = getattr(func, "__name__", ""), _caller()
-        copies = name in _COPIES and _names_device(args, kwargs) and caller.f_code.co_filename != _TRANSFER
+        copies = name in _COPIES and _names_device(args, kwargs) and caller.f_code.co_filename not in _TRANSFERS
         if copies or name in _READS or (name in _INDEXING and _index_waits(args[1])):
             self.places.append(f"{caller.f_code.co_filename}:{caller.f_lineno} {name}")
         return func(*args, **kwargs)

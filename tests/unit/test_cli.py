@@ -75,6 +75,7 @@ def test_help_is_quick_and_imports_nothing_heavy(repo_root: Path) -> None:
         ["submit"],
         ["data"],
         ["data", "synth"],
+        ["data", "probe"],
         ["data", "filter"],
         ["data", "score"],
         ["data", "stats"],

@@ -34,6 +34,8 @@ _PAPER_TASK_RULES = (
 )
 # Licences that are known to allow commercial use. One that is missing here is dropped by --commercial-only.
 _COMMERCIAL_LICENCES = ("apache-2*", "mit", "bsd*", "cc0*", "cc-by-[0-9]*", "cc-by", "cc-by-sa*", "public-domain")
+# Beside one of them, such as in "CC-BY-4.0 AND CC-BY-NC-4.0", it forbids that.
+_NON_COMMERCIAL = re.compile(r"(?<![a-z])(nc|non-?commercial|research)(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ def matches_task(rule: TaskRule, task: str) -> bool:
 def allows_commercial_use(licence: str) -> bool:
     """Whether a licence is one that is known to allow commercial use."""
     name = simplified_licence(licence)
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _COMMERCIAL_LICENCES)
+    return not _NON_COMMERCIAL.search(name) and any(
+        fnmatch.fnmatchcase(name, pattern) for pattern in _COMMERCIAL_LICENCES
+    )
 
 
 def parse_tasks(values: Sequence[str]) -> tuple[TaskRule, ...]:

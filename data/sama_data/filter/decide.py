@@ -27,6 +27,7 @@ from sama_data.rows import Kind
 
 KEPT = "kept"
 UNKNOWN = "-"
+_SCORE_DIGITS = 6
 
 Counts = Counter[tuple[str, Kind, str]]
 
@@ -156,21 +157,26 @@ def headline(text: str) -> str:
 
 
 def image_rows(batch: pa.RecordBatch) -> NDArray[np.bool_]:
-    """Returns which rows are images, bool ``[rows]``: their `kind` says so, else the target's extension."""
+    """Returns which rows are images, bool ``[rows]``: as `sama_data.rows.parse_row` tells it."""
     by_name = pc.match_substring_regex(target_names(batch), ENDS_AS_IMAGE)
+    is_raw = pc.and_(text_column(batch, "source").is_null(), text_column(batch, "target").is_null())
+    by_column = pc.or_(by_name, pc.and_(is_raw, text_column(batch, "image").is_valid()))
     by_kind = pc.equal(text_column(batch, "kind"), "image")
-    is_image = pc.fill_null(pc.coalesce(by_kind, by_name), False)
+    is_image = pc.fill_null(pc.coalesce(by_kind, by_column), False)
     return np.asarray(is_image.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _numbers(batch: pa.RecordBatch, name: str) -> NDArray[np.float64]:
-    """Returns a column as float64, NaN where it is null or there is no such column."""
+    """Returns a column as float64, NaN where it is null or there is no such column.
+
+    To a millionth: 8.7 as float32, or a mean whose sum was rounded, is not below 8.7.
+    """
     if name not in batch.schema.names:
         return np.full(batch.num_rows, np.nan)
     column = batch.column(name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_null(column.type)):
         raise DataError(f"column {name} must hold numbers, not {column.type}")
-    return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    return np.round(np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False)), _SCORE_DIGITS)
 
 
 def _is_null(column: pa.Array) -> NDArray[np.bool_]:

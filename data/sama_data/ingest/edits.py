@@ -127,8 +127,15 @@ def metadata_files(job: Job, patterns: tuple[str, ...], layout: str) -> list[Pat
         layout: What the set needs, for the error.
 
     Raises:
-        DataError: There are none.
+        DataError: There are none, or one is the manifest that will be written.
     """
+    files = _find_files(job, patterns, layout)
+    if job.out is not None and job.out.exists() and any(job.out.samefile(file) for file in files):
+        raise DataError(f"--out ({job.out}) is one of the lists that are read: name another file")
+    return files
+
+
+def _find_files(job: Job, patterns: tuple[str, ...], layout: str) -> list[Path]:
     if job.source.is_file():
         if job.source.suffix.lower() not in SUFFIXES:
             raise DataError(f"{job.source}: is not a file of rows ({', '.join(SUFFIXES)}); it needs {layout}")

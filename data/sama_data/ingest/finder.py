@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sama_data.errors import DataError
 from sama_data.ingest.archives import ArchiveFiles, ArchiveIndex, find_archives
 from sama_data.ingest.interface import Clip, Job, Skip
+from sama_data.ingest.names import digest
 from sama_data.media import is_url
 
 _MOST_FOLDERS_LEFT_OFF = 4
@@ -33,9 +36,14 @@ class MediaFinder:
         self._archives: ArchiveFiles | None = None
         self._index: ArchiveIndex | None = None
         self._is_folder: dict[str, bool] = {}
+        self._claims = _Claims()
 
     def on_disk(self, name: str, folders: tuple[str, ...]) -> Clip | None:
-        """Looks in folders; threads may call this at the same time."""
+        """Looks in folders; threads may call this at the same time.
+
+        Raises:
+            DataError: The clip was found for another name already, of which other folders were left off.
+        """
         if is_url(name):
             return Clip(name)
         name = _tidy(name)
@@ -46,17 +54,25 @@ class MediaFinder:
             for folder in folders:
                 path = "/".join((folder, *parts[left_off:]))
                 if self._has_folder(path) and _is_file(path):
-                    return Clip(path)
+                    return self._claims.claim(parts, Clip(path), is_whole=not left_off)
         return None
 
     def in_archives(self, name: str) -> Clip | Skip | None:
-        """Looks in the tars under the media folder; not for several threads."""
+        """Looks in the tars under the media folder; not for several threads.
+
+        Raises:
+            DataError: As `on_disk`.
+        """
         if self._index is None:
             tars = self.archives.tars
             self._index = ArchiveIndex(self._job.media, tars, self._job.workers, self._job.advance)
             for skip in self._index.damaged:
                 self._on_damage(skip)
-        return self._index.find(_tidy(name)) if len(self._index) else None
+        name = _tidy(name)
+        found = self._index.find(name) if len(self._index) else None
+        if not isinstance(found, Clip):
+            return found
+        return self._claims.claim(name.strip("/").split("/"), found, is_whole=False)
 
     def where_expected(self, name: str, folders: tuple[str, ...]) -> Clip:
         """Where a clip that is missing would be if it were there."""
@@ -77,6 +93,42 @@ class MediaFinder:
         if known is None:
             known = self._is_folder[folder] = os.path.isdir(folder)
         return known
+
+
+class _Claims:
+    """Notices when one clip is found for two names, of which one is not its own: what was left off told them apart."""
+
+    def __init__(self) -> None:
+        # By the clip: the folders that a name of it has, and those of a name of which some were left off.
+        self._whole: dict[int, str] = {}
+        self._cut: dict[int, str] = {}
+        self._folders: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def claim(self, parts: Sequence[str], clip: Clip, is_whole: bool) -> Clip:
+        """Returns a clip that was found for a name.
+
+        Args:
+            parts: Of the name.
+            clip: What was found.
+            is_whole: Whether the clip is surely the one that is meant: no folder of the name was left off.
+
+        Raises:
+            DataError: It is another name's as well, and neither name ends as the other does.
+        """
+        folder, key = "/".join(parts[:-1]), digest(clip.path, str(clip.offset))
+        with self._lock:
+            folder = self._folders.setdefault(folder, folder)  # millions of clips lie in few folders
+            for others in (self._cut,) if is_whole else (self._cut, self._whole):
+                other = others.get(key, folder)
+                if not (f"/{folder}".endswith(f"/{other}") or f"/{other}".endswith(f"/{folder}")):
+                    raise DataError(
+                        f"{clip.path}: would be both {other}/{parts[-1]} and {folder}/{parts[-1]}: name the folder that"
+                        " both are in with --media, or give the list of those clips alone that are there as SRC"
+                    )
+            own = self._whole if is_whole else self._cut
+            own[key] = max(folder, own.get(key, folder), key=len)
+        return clip
 
 
 class RelativePaths:

@@ -103,12 +103,14 @@ class Job:
         media: The folder that clips are looked for in: the user's, or `source` (its folder, if it is a file).
         workers: Files that are read at the same time.
         advance: Where readers say how far they are.
+        out: The manifest that will be written, which must not be among what is read.
     """
 
     source: Path
     media: Path
     workers: int = 1
     advance: Advance = field(default_factory=Advance)
+    out: Path | None = None
 
     @property
     def folder(self) -> Path:

@@ -93,7 +93,7 @@ def ingest(
     """
     started = time.monotonic()
     chosen = find_set(name)
-    job = _job(source, media, 1 if limit else workers, Advance(on_progress))
+    job = _job(source, media, 1 if limit else workers, Advance(on_progress), Path(out))
     run = _Run(chosen, job, Path(out), keep_missing)
     rows = run.rows()
     if limit is not None:
@@ -116,7 +116,7 @@ def ingest(
     )
 
 
-def _job(source: Path, media: Path | None, workers: int | None, advance: Advance) -> Job:
+def _job(source: Path, media: Path | None, workers: int | None, advance: Advance, out: Path) -> Job:
     if not source.exists():
         raise DataError(f"{source} does not exist: give the folder with the dataset, or the file that lists its rows")
     if media is not None and not media.is_dir():
@@ -127,6 +127,7 @@ def _job(source: Path, media: Path | None, workers: int | None, advance: Advance
         media=folder if media is None else Path(os.path.realpath(media)),
         workers=workers or min(_MOST_WORKERS, 2 * (os.cpu_count() or 1)),
         advance=advance,
+        out=out,
     )
 
 

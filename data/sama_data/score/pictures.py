@@ -26,14 +26,16 @@ class Exhibit:
 
 
 def make_exhibit(row: Row, settings: JudgeSettings) -> Exhibit:
-    """Decodes what the judge sees of an edit.
+    """Decodes what the judge sees of an edit: frames of the same moments of both clips, as long as both last.
 
     Raises:
         ClipError: A clip cannot be used.
         DataError: A clip has a URL, and what reads such is not installed.
     """
     assert row.source is not None, "only edits are judged"
-    originals, edits = (_pictures(media, row, settings) for media in (row.source, row.target))
+    clips = [_frames(media, row, settings) for media in (row.source, row.target)]
+    shown = evenly_spaced(min(map(len, clips)), settings.num_frames)
+    originals, edits = (tuple(data_uri(frames[index]) for index in shown) for frames in clips)
     return Exhibit(originals, edits)
 
 
@@ -62,19 +64,13 @@ def frames_looked_at(kind: Kind, settings: JudgeSettings) -> int:
     return 1 if kind == "image" else settings.max_frames
 
 
-def _pictures(media: Media, row: Row, settings: JudgeSettings) -> tuple[str, ...]:
+def _frames(media: Media, row: Row, settings: JudgeSettings) -> NDArray[np.uint8]:
     def scale(width: int, height: int) -> Geometry:
         shown_width, shown_height = shown_size(width, height, row.kind, settings)
         return Geometry(shown_width, shown_height, 0, 0, shown_width, shown_height)
 
-    decoded = decode_frames(
-        media,
-        row.frame_start,
-        row.frame_end,
-        frames_looked_at(row.kind, settings),
-        scale,
-    )
-    return tuple(data_uri(decoded.frames[index]) for index in evenly_spaced(len(decoded.frames), settings.num_frames))
+    most = frames_looked_at(row.kind, settings)
+    return decode_frames(media, row.frame_start, row.frame_end, most, scale).frames
 
 
 def data_uri(frame: NDArray[np.uint8]) -> str:

@@ -207,14 +207,14 @@ def _reason_to_leave(row: Mapping[str, Any], rescore: bool) -> str | None:
 def _cost(row: Mapping[str, Any], num_turns: int, settings: JudgeSettings) -> dict[str, int]:
     kind: Kind = row["kind"]
     sides = [_side(row, prefix, settings) for prefix in ("source_", "")]
-    shown = [min(num_frames, settings.num_frames) for num_frames, _, _ in sides]
-    pictures = sum(count * picture_tokens(*size) for count, (_, size, _) in zip(shown, sides, strict=True))
-    num_bytes = _bytes_without_instruction(kind, shown[0], shown[1]) + len(row["text"].strip().encode())
+    shown = min(settings.num_frames, *(num_frames for num_frames, _, _ in sides))
+    pictures = sum(shown * picture_tokens(*size) for _, size, _ in sides)
+    num_bytes = _bytes_without_instruction(kind, shown) + len(row["text"].strip().encode())
     return {
         "images": int(kind == "image"),
         "videos": int(kind == "video"),
         "requests": num_turns,
-        "pictures": num_turns * sum(shown),
+        "pictures": num_turns * 2 * shown,
         "text_tokens": num_turns * text_tokens(num_bytes),
         "picture_tokens": num_turns * pictures,
         "answer_tokens": num_turns * settings.max_output_tokens,
@@ -238,5 +238,5 @@ def _side(row: Mapping[str, Any], prefix: str, settings: JudgeSettings) -> tuple
 
 
 @cache
-def _bytes_without_instruction(kind: Kind, num_originals: int, num_edits: int) -> int:
-    return text_bytes(make_messages(kind, "", [""] * num_originals, [""] * num_edits))
+def _bytes_without_instruction(kind: Kind, num_frames: int) -> int:
+    return text_bytes(make_messages(kind, "", [""] * num_frames, [""] * num_frames))

@@ -5,55 +5,39 @@ from __future__ import annotations
 from torch import Tensor
 
 from sama_kernels.dispatch import choose_backend
-from sama_kernels.flow_matching.reference import (
-    add_noise_reference,
-    velocity_target_reference,
-    weighted_mse_reference,
-)
+from sama_kernels.flow_matching.reference import add_noise_reference, weighted_mse_reference
+from sama_kernels.philox import Address
 
-__all__ = ["add_noise", "velocity_target", "weighted_mse"]
+__all__ = ["Address", "add_noise", "weighted_mse"]
 
 
-def add_noise(x: Tensor, noise: Tensor, sigma: Tensor, *, backend: str = "auto") -> Tensor:
-    """(1 - sigma) * x + sigma * noise, in float32.
+def add_noise(x: Tensor, noise: Tensor | Address, sigma: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """What the model reads, (1 - sigma) * x + sigma * noise, and the velocity that it learns, noise - x; in float32.
 
     Args:
-        x: ``[B, ...]`` clean latents or features, any float dtype.
-        noise: Same shape as x.
+        x: ``[B, ...]`` clean latents or features, any float dtype. No gradient flows back to it.
+        noise: Same shape as x, or which standard normal numbers to draw: a draw depends on its address alone, in any
+            layout and batch, and a kernel needs no memory for it.
         sigma: ``[B]`` float32 noise levels in [0, 1], one a sample.
-        backend: ``auto`` or ``reference``.
+        backend: ``auto``, ``triton`` or ``reference``.
 
     Returns:
-        Same shape and dtype as x.
+        The noisy sample in x's dtype and the velocity in float32, both in x's shape.
 
     Raises:
-        ValueError: Shapes do not match, or the backend is not built.
+        ValueError: Shapes do not match, an address is out of range, or the backend is not built.
 
     Source: SAMA (arXiv 2603.19228), flow matching; Cynthiazxy123/SAMA@5c6bb5b FlowMatchScheduler.add_noise.
     """
-    choose_backend("flow_matching", backend, x.device.type)
-    _check_same_shape("add_noise", "noise", noise, "x", x)
+    chosen = choose_backend("flow_matching", backend, x.device.type)
+    if isinstance(noise, Tensor):
+        _check_same_shape("add_noise", "noise", noise, "x", x)
     _check_one_per_sample("add_noise", "sigma", sigma, x)
-    return add_noise_reference(x, noise, sigma)
+    if chosen == "reference":
+        return add_noise_reference(x, noise, sigma)
+    from sama_kernels.flow_matching.autograd import add_noise_triton
 
-
-def velocity_target(x: Tensor, noise: Tensor, *, backend: str = "auto") -> Tensor:
-    """The velocity that the model learns: noise - x, in float32.
-
-    Args:
-        x: ``[B, ...]`` clean latents or features, any float dtype.
-        noise: Same shape as x.
-        backend: ``auto`` or ``reference``.
-
-    Returns:
-        Same shape as x, float32.
-
-    Raises:
-        ValueError: Shapes do not match, or the backend is not built.
-    """
-    choose_backend("flow_matching", backend, x.device.type)
-    _check_same_shape("velocity_target", "noise", noise, "x", x)
-    return velocity_target_reference(x, noise)
+    return add_noise_triton(x, noise, sigma)
 
 
 def weighted_mse(velocity: Tensor, target: Tensor, weight: Tensor | None = None, *, backend: str = "auto") -> Tensor:
@@ -63,7 +47,7 @@ def weighted_mse(velocity: Tensor, target: Tensor, weight: Tensor | None = None,
         velocity: ``[B, ...]`` the model's prediction, any float dtype.
         target: Same shape.
         weight: ``[B]`` float32, or None for ones.
-        backend: ``auto`` or ``reference``.
+        backend: ``auto``, ``triton`` or ``reference``.
 
     Returns:
         ``[B]`` float32, differentiable in velocity, target and weight.
@@ -71,11 +55,15 @@ def weighted_mse(velocity: Tensor, target: Tensor, weight: Tensor | None = None,
     Raises:
         ValueError: Shapes do not match, or the backend is not built.
     """
-    choose_backend("flow_matching", backend, velocity.device.type)
+    chosen = choose_backend("flow_matching", backend, velocity.device.type)
     _check_same_shape("weighted_mse", "target", target, "velocity", velocity)
     if weight is not None:
         _check_one_per_sample("weighted_mse", "weight", weight, velocity)
-    return weighted_mse_reference(velocity, target, weight)
+    if chosen == "reference":
+        return weighted_mse_reference(velocity, target, weight)
+    from sama_kernels.flow_matching.autograd import weighted_mse_triton
+
+    return weighted_mse_triton(velocity, target, weight)
 
 
 def _check_same_shape(operation: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:

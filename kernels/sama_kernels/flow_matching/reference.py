@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from sama_kernels.philox import Address, random_normal_batch
 
-def add_noise_reference(x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+
+@torch.no_grad()
+def add_noise_reference(x: Tensor, noise: Tensor | Address, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """See `sama_kernels.flow_matching.add_noise`."""
-    level = per_sample(sigma, x)
-    return ((1 - level) * x.float() + level * noise.float()).to(x.dtype)
-
-
-def velocity_target_reference(x: Tensor, noise: Tensor) -> Tensor:
-    """See `sama_kernels.flow_matching.velocity_target`."""
-    return noise.float() - x.float()
+    if isinstance(noise, Address):
+        noise = random_normal_batch(noise.seed, noise.sample_indices, noise.epochs, noise.stream, x.shape[1:], x.device)
+    clean, added, level = x.float(), noise.float(), per_sample(sigma, x)
+    return ((1 - level) * clean + level * added).to(x.dtype), added - clean
 
 
 def weighted_mse_reference(velocity: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:

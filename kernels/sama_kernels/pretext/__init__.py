@@ -29,7 +29,7 @@ def pretext(
         tube_order: For each of the 2x2x2 destination tubes (index ``t*4 + h*2 + w``) the tube of the picked
             frames that fills it, or None. See `tube_slices` for their bounds.
         dtype: The result's; the arithmetic is float32.
-        backend: ``auto`` or ``reference``.
+        backend: ``auto``, ``triton`` or ``reference``.
 
     Returns:
         ``[3, T_out, H, W]`` contiguous; a black frame is -1.
@@ -39,7 +39,7 @@ def pretext(
 
     Source: SAMA (arXiv 2603.19228), motion alignment.
     """
-    choose_backend("pretext", backend, frames.device.type)
+    chosen = choose_backend("pretext", backend, frames.device.type)
     if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[-1] != 3:
         raise ValueError(f"pretext: frames must be uint8 [T, H, W, 3], not {frames.dtype} {tuple(frames.shape)}")
     indices = [int(index) for index in frame_indices]
@@ -47,7 +47,11 @@ def pretext(
     order = None if tube_order is None else tuple(int(tube) for tube in tube_order)
     if order is not None:
         _check_tube_order(order, len(indices), frames.shape[1], frames.shape[2])
-    return pretext_reference(frames, indices, order, dtype)
+    if chosen == "reference":
+        return pretext_reference(frames, indices, order, dtype)
+    from sama_kernels.pretext.launch import pretext_triton
+
+    return pretext_triton(frames, indices, order, dtype)
 
 
 def _check_frame_indices(indices: list[int], num_frames: int) -> None:

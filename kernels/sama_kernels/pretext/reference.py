@@ -7,6 +7,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from sama_kernels.transfer import to_device
+
 BLACK_FRAME = -1
 NUM_TUBES = 8
 
@@ -25,10 +27,7 @@ def pretext_reference(
 
 def pick_frames(frames: Tensor, frame_indices: list[int]) -> Tensor:
     """Gathers frames ``[T, H, W, 3]`` into ``[T_out, H, W, 3]``, zeros where the index is -1; a copy."""
-    index = torch.tensor(frame_indices, dtype=torch.int64)
-    if frames.is_cuda:
-        # From pageable memory the host would wait for the device at every clip.
-        index = index.pin_memory().to(frames.device, non_blocking=True)
+    index = to_device(torch.tensor(frame_indices, dtype=torch.int64), frames.device)
     picked = frames.index_select(0, index.clamp(min=0))
     if BLACK_FRAME in frame_indices:
         picked.masked_fill_((index == BLACK_FRAME)[:, None, None, None], 0)

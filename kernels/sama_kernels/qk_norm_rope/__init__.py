@@ -37,12 +37,19 @@ def qk_norm_rope(
         full_width: Global hidden width (all ranks' heads times D).
         eps: Added to the mean square.
         sum_over_ranks: Sums a float32 tensor in place over the ranks that share the heads; None on one rank.
-        backend: ``auto`` or ``reference``.
+        backend: ``auto``, ``triton`` or ``reference``.
 
     Returns:
         q ``[B, S, h, D]`` and k ``[B, L, h, D]`` in the inputs' dtypes (the attention's layout).
 
     Source: Wan2.1 self-attention (norm over dim, then rope), Cynthiazxy123/SAMA@5c6bb5b.
     """
-    choose_backend("qk_norm_rope", backend, q.device.type)
+    if choose_backend("qk_norm_rope", backend, q.device.type) == "triton":
+        # Imported here: defining a kernel takes triton, and decides whether it is interpreted.
+        from sama_kernels.qk_norm_rope.autograd import NormSettings, QkNormRope
+
+        normed: tuple[Tensor, Tensor] = QkNormRope.apply(
+            q, k, q_weight, k_weight, NormSettings(rope, full_width, eps, sum_over_ranks)
+        )
+        return normed
     return qk_norm_rope_reference(q, k, q_weight, k_weight, rope, full_width, eps, sum_over_ranks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,22 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
     """
     spatial = 2 * (head_dim // 6)
     return head_dim - 2 * spatial, spatial, spatial
+
+
+class TokenPlaces(NamedTuple):
+    """Segments of a sequence and their patch grids, in tokens, patches and entries of `RopeTables.flat_table`."""
+
+    first_token: int
+    num_source: int
+    num_semantic: int
+    num_target: int
+    source_height: int
+    source_width: int
+    source_time_offset: int
+    target_height: int
+    target_width: int
+    height_entry: int
+    width_entry: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,38 @@ class RopeTables:
         """Expanded factors, complex64 ``[S, D / 2]``; a fused kernel reads the axis tables instead."""
         held = self._sequence_factors()[self.first_token : self.first_token + self.num_tokens]
         return pad(held, (0, 0, 0, self.num_tokens - held.shape[0]))
+
+    @cached_property
+    def flat_table(self) -> Tensor:
+        """The axis tables one after the other, float32 ``[positions x pairs of t, then h, then w, 2]``.
+
+        A few thousand numbers whatever the number of tokens: what a fused kernel reads.
+        """
+        return torch.cat([torch.view_as_real(table).flatten(0, 1) for table in self.axis_factors]).contiguous()
+
+    @cached_property
+    def places(self) -> TokenPlaces:
+        """Where the tokens lie, as the plain numbers that a fused kernel takes."""
+        time, height, _ = (tuple(table.shape) for table in self.axis_factors)
+        source, target = self.source_grid or (0, 1, 1), self.target_grid
+        return TokenPlaces(
+            first_token=self.first_token,
+            num_source=prod(source),
+            num_semantic=self.num_semantic,
+            num_target=prod(target),
+            source_height=source[1],
+            source_width=source[2],
+            source_time_offset=self.source_time_offset,
+            target_height=target[1],
+            target_width=target[2],
+            height_entry=prod(time),
+            width_entry=prod(time) + prod(height),
+        )
+
+    @property
+    def pairs(self) -> tuple[int, int]:
+        """Feature pairs of the time axis, and of the height and of the width axis (which have as many)."""
+        return self.axis_factors[0].shape[1], self.axis_factors[1].shape[1]
 
     def _sequence_factors(self) -> Tensor:
         segments: list[Tensor] = []

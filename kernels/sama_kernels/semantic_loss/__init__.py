@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sama_kernels.dispatch import choose_backend
-from sama_kernels.semantic_loss.reference import semantic_head_reference
+from sama_kernels.semantic_loss.reference import absolute_error_reference, semantic_head_reference
 
 
 def semantic_head(
@@ -27,15 +27,18 @@ def semantic_head(
         weight: ``[features, width]``.
         bias: ``[features]``.
         eps: Added to the variance.
-        backend: ``auto`` or ``reference``.
+        backend: ``auto``, ``triton`` or ``reference``.
 
     Returns:
         ``[M, B, features]`` in hidden's dtype.
 
     Source: SAMA section 3.3; ``SemanticDiffusionHead`` in Cynthiazxy123/SAMA@5c6bb5b.
     """
-    choose_backend("semantic_loss", backend, hidden.device.type)
-    return semantic_head_reference(hidden, norm_weight, norm_bias, weight, bias, eps)
+    if choose_backend("semantic_loss", backend, hidden.device.type) == "reference":
+        return semantic_head_reference(hidden, norm_weight, norm_bias, weight, bias, eps)
+    from sama_kernels.semantic_loss.autograd import semantic_head_triton
+
+    return semantic_head_triton(hidden, norm_weight, norm_bias, weight, bias, eps)
 
 
 def semantic_loss(
@@ -61,11 +64,14 @@ def semantic_loss(
         weight: ``[features, width]``.
         bias: ``[features]``.
         eps: Added to the variance.
-        backend: ``auto`` or ``reference``.
+        backend: ``auto``, ``triton`` or ``reference``.
 
     Returns:
         ``[B]`` float32 sums.
     """
-    choose_backend("semantic_loss", backend, hidden.device.type)
-    predicted = semantic_head_reference(hidden, norm_weight, norm_bias, weight, bias, eps)
-    return (predicted.float() - target.float()).abs().sum(dim=(0, 2))
+    predicted = semantic_head(hidden, norm_weight, norm_bias, weight, bias, eps=eps, backend=backend)
+    if choose_backend("semantic_loss", backend, hidden.device.type) == "reference":
+        return absolute_error_reference(predicted, target)
+    from sama_kernels.semantic_loss.autograd import absolute_error_triton
+
+    return absolute_error_triton(predicted, target)

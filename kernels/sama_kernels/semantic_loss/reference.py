@@ -12,3 +12,8 @@ def semantic_head_reference(
     """See `sama_kernels.semantic_loss.semantic_head`."""
     normed = layer_norm(hidden.float(), (hidden.shape[-1],), norm_weight.float(), norm_bias.float(), eps)
     return linear(normed.to(hidden.dtype), weight, bias)
+
+
+def absolute_error_reference(predicted: Tensor, target: Tensor) -> Tensor:
+    """Sums of absolute errors ``[B]`` float32 of ``[M, B, F]`` predictions in any dtype."""
+    return (predicted.float() - target.float()).abs().sum(dim=(0, 2))

@@ -7,7 +7,7 @@ not found is encoded as ever.
 A cache is a folder:
 
     cache.json             format and encoders; another encoder's results are another cache
-    shards/*.safetensors   features by key; each file appears whole
+    shards/*.safetensors   features by key; each file appears whole; `-without-` in a name: some rows could not be read
     index.safetensors      from keys to shards; written when processes finish
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,9 @@ class Index:
             self._prefixes: Tensor = file.get_tensor("prefixes")
             self._shards: Tensor = file.get_tensor("shards")
             names: Tensor = file.get_tensor("names")
+            sizes: Tensor = file.get_tensor("sizes")
         self.names = bytes(names.numpy()).decode().split("\n") if len(names) else []
+        self.sizes: list[int] = sizes.tolist()
 
     def __len__(self) -> int:
         return len(self._prefixes)
@@ -46,11 +49,13 @@ class Index:
 
 
 def index_is_current(folder: CacheFolder) -> bool:
-    """Whether the index lists exactly the shards that are there."""
+    """Whether the index lists exactly the shards that are there, as they are: one may have been made anew."""
     try:
-        return Index(folder.index).names == folder.shard_names()
+        index = Index(folder.index)
     except (FileNotFoundError, SafetensorError):
         return False
+    names = folder.shard_names()
+    return index.names == names and index.sizes == _sizes(folder, names)
 
 
 def write_index(folder: CacheFolder) -> None:
@@ -61,6 +66,7 @@ def write_index(folder: CacheFolder) -> None:
     """
     while not index_is_current(folder):
         names = folder.shard_names()
+        sizes = _sizes(folder, names)  # before their keys: one that is replaced meanwhile will show
         prefixes: list[int] = []
         shards: list[int] = []
         for number, name in enumerate(names):
@@ -72,8 +78,20 @@ def write_index(folder: CacheFolder) -> None:
             "prefixes": sorted_prefixes,
             "shards": torch.tensor(shards, dtype=torch.int32)[order],
             "names": torch.from_numpy(np.frombuffer("\n".join(names).encode(), np.uint8).copy()),
+            "sizes": torch.tensor(sizes, dtype=torch.int64),
         }
         folder.write(folder.index, table)
+
+
+def _sizes(folder: CacheFolder, names: Sequence[str]) -> list[int]:
+    """Bytes of shards; -1 for one that is gone again."""
+    sizes = []
+    for name in names:
+        try:
+            sizes.append((folder.shards / name).stat().st_size)
+        except FileNotFoundError:
+            sizes.append(-1)
+    return sizes
 
 
 def _keys_in(shard: Path) -> list[bytes]:

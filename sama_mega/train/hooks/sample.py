@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sama_data.clips import load_clip
+from sama_data.clip_reader import ClipReader
 from sama_data.dataset import Dataset
-from sama_data.errors import ClipError
+from sama_data.errors import DataError
 from sama_data.pretext import plan_for
 from sama_data.prompts import make_prompt
 from sama_kernels.pretext import pretext
@@ -78,30 +78,30 @@ class SampleHook(Hook):
                 self._sample(run, report.step)
 
     def _sample(self, run: Run, step: int) -> None:
-        sampled = 0
-        for index in self._candidates():
-            # None on every rank alike: a rank that skipped alone would leave the others waiting for it.
-            source = broadcast_object(self._decoded_on_first_rank(index), self._context.world_group)
-            if source is None:
-                continue
-            self._edit_one(run, f"step-{step:08d}-{sampled}", index, source)
-            sampled += 1
-            if sampled == run.recipe.train.num_samples:
-                return
+        sampled, data = 0, run.recipe.data
+        with ClipReader(data.buckets, data.max_frames, data.decode_timeout_seconds) as reader:
+            for index in self._candidates():
+                # None on every rank alike: a rank that skipped alone would leave the others waiting for it.
+                source = broadcast_object(self._decoded_on_first_rank(reader, index), self._context.world_group)
+                if source is None:
+                    continue
+                self._edit_one(run, f"step-{step:08d}-{sampled}", index, source)
+                sampled += 1
+                if sampled == run.recipe.train.num_samples:
+                    return
 
     def _candidates(self) -> list[int]:
         """Rows to try: videos first, a few more than wanted because some may not decode."""
         videos, images = (self._dataset.indices_of(kind).tolist() for kind in ("video", "image"))
         return (videos + images)[: 4 * self._recipe.train.num_samples]
 
-    def _decoded_on_first_rank(self, index: int) -> _Source | None:
+    def _decoded_on_first_rank(self, reader: ClipReader, index: int) -> _Source | None:
         """A row's source; None on other ranks, and where it cannot be decoded."""
         if not self._context.is_first_rank:
             return None
-        data = self._recipe.data
         try:
-            clip = load_clip(self._dataset[index], data.buckets, data.max_frames, data.decode_threads)
-        except ClipError as error:
+            clip = reader.read(self._dataset[index], self._recipe.data.decode_threads)
+        except DataError as error:
             _log.info("sample of row %d skipped: %s", index, error)
             return None
         return _Source(clip.source, clip.fps)

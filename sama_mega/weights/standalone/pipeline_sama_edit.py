@@ -8,7 +8,6 @@ For videos from text alone, `WanTransformer3DModel.from_pretrained(FOLDER, subfo
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
@@ -129,8 +129,7 @@ class SamaEditPipeline(DiffusionPipeline):
     def encode_prompt(self, prompt: str) -> torch.Tensor:
         """One prompt, cleaned as Wan cleans it, to ``[1, text_length, text_dim]``, zero after its last token."""
         length = self.editing.config.text_length
-        cleaned = " ".join(html.unescape(html.unescape(prompt)).split())
-        ids = self.tokenizer(cleaned, truncation=True, max_length=length, padding=False)["input_ids"]
+        ids = self.tokenizer(prompt_clean(prompt), truncation=True, max_length=length, padding=False)["input_ids"]
         device = self._execution_device
         hidden = self.text_encoder(input_ids=torch.tensor([ids], device=device)).last_hidden_state.float()
         padded = hidden.new_zeros(1, length, hidden.shape[2])

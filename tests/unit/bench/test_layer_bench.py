@@ -18,7 +18,7 @@ from sama_mega.bench.flops import attention_flops, block_flops, gemm_flops
 from sama_mega.bench.layer import run_layer_bench
 from sama_mega.bench.parity import MAX_RATIO, ParityCheck
 from sama_mega.bench.results import write_results
-from sama_mega.bench.shapes import MODELS, PARITY_WORKLOAD, WORKLOADS
+from sama_mega.bench.shapes import MODELS, PARITY_WORKLOAD, WORKLOADS, one_rank_recipe
 from sama_mega.commands import bench_layer
 from sama_mega.config import build_recipe
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
@@ -29,7 +29,7 @@ TOY = MODELS["toy"]
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[ParallelContext]:
-    yield start_parallel(build_recipe(bench_layer._ONE_RANK, "test"), environ={})
+    yield start_parallel(build_recipe(one_rank_recipe(), "test"), environ={})
     stop_parallel()
 
 

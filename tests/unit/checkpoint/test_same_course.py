@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sama_mega.checkpoint.same_course import require_same_course
+from sama_mega.checkpoint.same_course import require_same_course, require_same_rows
+from sama_mega.checkpoint.saved_state import SavedState, write_saved_state
 from sama_mega.config import recipe_to_yaml
 from sama_mega.config.errors import CheckpointError
 from sama_mega.config.schema import Recipe
@@ -121,3 +122,13 @@ def test_a_recipe_that_cannot_be_read_is_the_checkpoints_fault(
     with pytest.raises(CheckpointError, match=words) as caught:
         require_same_course(checkpoint, recipe())
     assert str(checkpoint) in str(caught.value)
+
+
+@pytest.mark.parametrize(("saved", "now", "goes_on"), [("a", "a", True), ("a", "b", False), ("", "b", True)])
+def test_the_rows_stay_the_same(tmp_path: Path, saved: str, now: str, goes_on: bool) -> None:
+    write_saved_state(tmp_path, SavedState(1, 4, 1, 0, 1, 1, {}, life=1, rows_digest=saved))
+    if goes_on:
+        require_same_rows(tmp_path, now)
+        return
+    with pytest.raises(CheckpointError, match="has other rows now"):
+        require_same_rows(tmp_path, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sama_mega.checkpoint.folder import resolve_checkpoint
 from sama_mega.checkpoint.saved_state import SavedState, read_saved_state, write_saved_state
 from sama_mega.config.errors import CheckpointError
 
-SAVED = SavedState(7, 28, 7, 3, 6, 7, {"tensor": 2, "context": 1, "pipeline": 1, "data": 4}, life=2)
+SAVED = SavedState(7, 28, 7, 3, 6, 7, {"tensor": 2, "context": 1, "pipeline": 1, "data": 4}, life=2, rows_digest="ab12")
 
 
 def written(folder: Path, change: dict[str, Any], without: str | None = None) -> Path:
@@ -37,19 +38,24 @@ def message(folder: Path) -> str:
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
     write_saved_state(tmp_path, SAVED)
     assert read_saved_state(tmp_path) == SAVED
-    assert json.loads((tmp_path / "state.json").read_text())["format"] == 1
+    assert json.loads((tmp_path / "state.json").read_text())["format"] == 2
     assert resolve_checkpoint(tmp_path) == tmp_path
+
+
+def test_format_1_does_not_say_which_rows(tmp_path: Path) -> None:
+    found = read_saved_state(written(tmp_path, {"format": 1}, without="rows_digest"))
+    assert found == replace(SAVED, rows_digest="")
 
 
 def test_a_newer_format_is_called_newer(tmp_path: Path) -> None:
     # Whatever else it holds: a newer version may have changed every field.
-    said = message(written(tmp_path, {"format": 2, "surprise": 1}, without="step"))
-    assert "was written by a newer version (format 2; this one reads 1)" in said
+    said = message(written(tmp_path, {"format": 3, "surprise": 1}, without="step"))
+    assert "was written by a newer version (format 3; this one reads 2)" in said
 
 
 def test_a_file_without_format_is_called_older(tmp_path: Path) -> None:
     said = message(written(tmp_path, {}, without="format"))
-    assert "has no format: it was written by an older version (this one reads format 1)" in said
+    assert "has no format: it was written by an older version (this one reads format 2)" in said
 
 
 @pytest.mark.parametrize("name", list(SavedState.__dataclass_fields__))
@@ -58,12 +64,20 @@ def test_a_missing_field_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_an_extra_field_is_named(tmp_path: Path) -> None:
-    assert "has surprise, which format 1 does not" in message(written(tmp_path, {"surprise": 1}))
+    assert "has surprise, which format 2 does not" in message(written(tmp_path, {"surprise": 1}))
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("step", "7"), ("step", -1), ("life", None), ("seed", 1.5), ("layout", 4), ("layout", {"tensor": "2"})],
+    [
+        ("step", "7"),
+        ("step", -1),
+        ("life", None),
+        ("seed", 1.5),
+        ("layout", 4),
+        ("layout", {"tensor": "2"}),
+        ("rows_digest", 7),
+    ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, name: str, value: Any) -> None:
     assert f"cannot be read: {name} is {value!r}" in message(written(tmp_path, {name: value}))

@@ -55,18 +55,6 @@ def write_video(
     return path
 
 
-def write_sound(path: Path) -> Path:
-    """An mp4 that holds a second of silence and no picture."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        for _ in range(16):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-            frame.sample_rate = 16000
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
 def psnr(first: Frames, second: Frames) -> float:
     """Peak signal to noise ratio of two uint8 arrays, in dB."""
     error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
@@ -81,11 +69,6 @@ def make_frames() -> Callable[..., Frames]:
 @pytest.fixture(scope="session")
 def make_video() -> Callable[..., Path]:
     return write_video
-
-
-@pytest.fixture(scope="session")
-def make_sound() -> Callable[..., Path]:
-    return write_sound
 
 
 @pytest.fixture(scope="session")

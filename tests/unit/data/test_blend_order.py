@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sama_data.dataset import Dataset
+from sama_data.errors import DataError
 from sama_data.manifest import load_blend, load_manifest, write_jsonl
 from sama_data.settings import LoaderSettings
 from sama_data.step_plan import StepPlanner
+from sama_data.streams import make_streams
 
 Drawn = tuple[int, int]
 """A row's index and its own epoch."""
@@ -90,6 +92,15 @@ part_lists = st.lists(
     min_size=1,
     max_size=4,
 )
+
+
+def test_the_blends_fill_several_buckets(blends):
+    """Dealing puts equal shapes together: with one of them the test below would show less."""
+    planner = StepPlanner(blends.make([((30, 12), 1.0), ((5, 40), 0.5)]), LoaderSettings(12, 8, 3))
+    shapes = planner.shapes(0).shapes
+    assert {shape.kind for shape in shapes} == {"image", "video"}
+    assert len({(shape.width, shape.height) for shape in shapes}) > 1
+    assert len({shape.num_frames for shape in shapes}) > 2
 
 
 @settings(max_examples=60)
@@ -184,3 +195,33 @@ def test_every_rank_gets_what_the_layout_needs(manifests, least):
     planner = StepPlanner(load_manifest(manifests[30, 12]), settings)
     fewest = min(len(slots) for step in range(4) for slots in planner.deal(step, 11))
     assert fewest == 2 if least else fewest < 2
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares", "told"),
+    [((0.4, 0.6), (40, 60), False), ((0.004, 0.006), (1, 1), True), ((2e-9, 1e-7), (1, 1), True)],
+)
+def test_weights_that_rounding_changes_are_told(tmp_path, caplog, weights, shares, told):
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        path.write_text('{"video": "c.mp4", "caption": "A cat."}\n' * 100)
+    (stream,) = make_streams(load_blend(list(zip(paths, weights, strict=True))), LoaderSettings(0, 4))
+    assert stream.part_places == shares
+    assert ("since places are rounded" in caplog.text) is told
+
+
+def test_weights_that_make_an_endless_epoch_are_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"video": "c.mp4", "caption": "A cat."}\n')
+    with pytest.raises(DataError, match="divide all weights"):
+        make_streams(load_blend([(path, 1e12), (path, 1.0)]), LoaderSettings(0, 4))
+
+
+def test_a_part_may_lack_a_kind(tmp_path, caplog):
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    paths[0].write_text('{"video": "c.mp4", "caption": "A cat."}\n' * 4)
+    paths[1].write_text('{"image": "c.png", "caption": "A cat."}\n' * 4)
+    for manifests in ([(paths[0], 1.0)], [(paths[0], 0.5), (paths[1], 1.0)]):
+        streams = make_streams(load_blend(manifests), LoaderSettings(4, 4))
+        assert [stream.part_places for stream in streams][-1][0] in (4, 2)
+    assert "rounded" not in caplog.text

@@ -67,6 +67,10 @@ def test_every_optional_column(tmp_path):
         "source_height": 470,
         "source_num_frames": 89,
         "codec": "h264",
+        "pixel_format": "yuv420p10le",
+        "bit_depth": 10,
+        "rotation": 0,
+        "duration_seconds": 5.625,
         "variable_fps": False,
         "rejected": "unequal lengths",
         "unscored": "the answer is empty",
@@ -508,3 +512,50 @@ def test_shared_manifests_load_as_they_are(shared_root):
     assert (len(pairs), len(raw)) == (13, 4)
     assert all(row.is_edit and row.source.path.is_file() and row.target.path.is_file() and row.task for row in pairs)
     assert all(not row.is_edit and row.kind == "video" for row in raw)
+
+
+@pytest.mark.parametrize("columns", [{}, {"kind": [None, None, "video"]}])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_the_column_image_holds_images_whatever_they_are_called(tmp_path, suffix, columns):
+    rows = {"image": ["a.bmp", None, "c.tiff"], "video": [None, "b.mp4", None], "caption": ["x", "y", "z"], **columns}
+    path = tmp_path / f"m.{suffix}"
+    if suffix == "jsonl":
+        write_lines(path, *pa.table(rows).to_pylist())
+    else:
+        pq.write_table(pa.table(rows), path)
+    kinds = ["image", "video", "video" if columns else "image"]
+    assert [row.kind for row in load_manifest(path)] == kinds
+    write_parquet(load_manifest(path), tmp_path / "again.parquet")
+    assert [row.kind for row in load_manifest(tmp_path / "again.parquet")] == kinds
+
+
+def test_a_signed_address_tells_an_image_by_its_path(tmp_path):
+    signed = {"source": "https://host/a.jpg?key=x/y", "target": "https://host/b.PNG?", "instruction": "Do."}
+    clip = {"video": "https://host/c.mp4?poster=a.jpg&key=x", "caption": "A cat."}
+    assert [row.kind for row in load_manifest(write_lines(tmp_path / "m.jsonl", signed, clip))] == ["image", "video"]
+
+
+@pytest.mark.parametrize("more", ['"fps": 1' + "0" * 400, '"more": ' + "[" * 100_000 + "]" * 100_000])
+def test_json_that_python_cannot_hold_is_one_line(tmp_path, more):
+    (tmp_path / "m.jsonl").write_text('{"video": "c.mp4", "caption": "A cat.", ' + more + "}\n")
+    with pytest.raises(DataError, match=r"m\.jsonl line 1: "):
+        load_manifest(tmp_path / "m.jsonl")
+
+
+def test_the_digest_of_the_order_knows_what_is_drawn_and_nothing_else(tmp_path):
+    def digest(*records: dict) -> str:
+        return load_manifest(write_lines(tmp_path / "m.jsonl", *records)).order_digest()
+
+    same = [EDIT, RAW, {"image": "d.png", "caption": "A dog."}]
+    assert digest(*same) == digest(*(row | {"if_score": 9, "width": 8} for row in same))
+    write_parquet(load_manifest(tmp_path / "m.jsonl"), tmp_path / "m.parquet")
+    assert load_manifest(tmp_path / "m.parquet").order_digest() == digest(*same)
+    others = [
+        [RAW, EDIT, same[2]],
+        [*same, EDIT],
+        same[:2],
+        [EDIT, RAW | {"rejected": "is empty"}, same[2]],
+        [EDIT, RAW | {"kind": "image"}, same[2]],
+        [EDIT, RAW | {"frame_start": 1}, same[2]],
+    ]
+    assert len({digest(*rows) for rows in others} | {digest(*same)}) == 1 + len(others)

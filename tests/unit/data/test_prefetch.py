@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -13,6 +15,13 @@ from sama_data.prefetch import prefetch_in_order
 
 def data_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("sama-data")]
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_results_come_in_order_though_jobs_end_in_another():
@@ -41,8 +50,48 @@ def test_it_works_ahead_but_no_further(steps_ahead):
     assert planned == []
     for step in range(4):
         assert next(results) == (step, [step])
-        assert planned == list(range(step + steps_ahead + 1))
+        wait_until(lambda: len(planned) == step + steps_ahead + 1)  # noqa: B023
     results.close()
+    assert planned == list(range(4 + steps_ahead))
+    assert data_threads() == []
+
+
+def test_a_step_is_planned_while_the_consumer_is_busy():
+    planned = {step: threading.Event() for step in range(4)}
+    planners = set()
+
+    def plan(step: int) -> list[int]:
+        planners.add(threading.current_thread())
+        planned[step].set()
+        return [step]
+
+    results = prefetch_in_order(range(4), plan, lambda job: job, 2, 3)
+    next(results)
+    assert planned[2].wait(timeout=20)
+    assert list(results) == [(step, [step]) for step in (1, 2, 3)]
+    assert len(planners) == 1
+    assert threading.current_thread() not in planners
+
+
+@pytest.mark.parametrize("stops_early", [True, False])
+def test_a_job_that_would_run_for_long_is_interrupted_when_the_consumer_stops_early(stops_early):
+    began, interrupted = threading.Event(), threading.Event()
+
+    def run(job: int) -> int:
+        if stops_early and job == 1:
+            began.set()
+            assert interrupted.wait(timeout=20)
+        return job
+
+    results = prefetch_in_order(range(2), lambda step: [step], run, 1, 1, interrupted.set)
+    next(results)
+    if stops_early:
+        assert began.wait(timeout=20)
+        results.close()
+    else:
+        assert list(results) == [(1, [1])]
+    assert interrupted.is_set() == stops_early
+    assert data_threads() == []
 
 
 def test_jobs_run_while_the_consumer_is_busy():
@@ -105,7 +154,7 @@ def test_stopping_early_ends_the_threads_and_drops_what_has_not_begun(how):
 
     results = prefetch_in_order(range(50), lambda step: [step], run, 10, 1)
     next(results)
-    assert len(data_threads()) == 1
+    assert len(data_threads()) == 2
     threading.Timer(0.05, release.set).start()
     if how == "close":
         results.close()

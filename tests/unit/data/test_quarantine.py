@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import pytest
 
-from sama_data.errors import ClipError, DataError
-from sama_data.health import MIN_TRIED, Health
+from sama_data.errors import ClipError, DataError, DecoderLostError
+from sama_data.health import MIN_LOST_IN_A_ROW, MIN_TRIED, Health
 from sama_data.media import Media
 from sama_data.quarantine import Quarantine
 from sama_data.rows import Row
@@ -147,3 +147,33 @@ def test_when_all_of_a_kind_are_bad_the_run_stops_at_once(tmp_path):
     spoil(health, row(101, "image"))
     with pytest.raises(DataError, match=r"all 3 image samples are bad: see .*quarantine\.jsonl; the last one: 102"):
         spoil(health, row(102, "image"))
+
+
+def lose(health: Health, lost: Row) -> None:
+    health.record_bad(lost, DecoderLostError(lost.target.name, "took longer than 60 s to decode"), 7)
+
+
+@pytest.mark.parametrize("between", ["a good sample", "a bad sample"])
+def test_one_lost_decoder_after_the_other_stops_the_run(tmp_path, between):
+    health = make_health(tmp_path, share=1.0)
+    for index in range(MIN_LOST_IN_A_ROW - 1):
+        lose(health, row(index))
+    if between == "a good sample":
+        health.record_good(row(98))
+    else:
+        spoil(health, row(98))  # its file could be read
+    for index in range(50, 50 + MIN_LOST_IN_A_ROW - 1):
+        lose(health, row(index))
+    with pytest.raises(DataError) as caught:
+        lose(health, row(97))
+    assert f"{MIN_LOST_IN_A_ROW} samples in a row hung or crashed their decoder" in str(caught.value)
+    assert "file system" in str(caught.value) and str(tmp_path / "quarantine.jsonl") in str(caught.value)
+    assert "97.mp4: took longer than 60 s to decode" in str(caught.value)
+
+
+def test_one_hang_that_all_threads_meet_is_not_one_after_the_other(tmp_path):
+    health = Health(200, {"video": 200}, 1.0, Quarantine(tmp_path / "quarantine.jsonl"), num_threads=20)
+    for index in range(39):
+        lose(health, row(index))
+    with pytest.raises(DataError, match="40 samples in a row"):
+        lose(health, row(39))

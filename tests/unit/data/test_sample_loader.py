@@ -6,6 +6,8 @@ import json
 import logging
 import tarfile
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import sama_data.loader
+import sama_data.clip_reader
+from sama_data.clip_reader import ClipReader
 from sama_data.errors import DataError
 from sama_data.loader import LoaderSettings, Quarantine, SampleLoader
 from sama_data.manifest import load_blend, load_manifest, write_jsonl, write_parquet
 from sama_data.pretext import Motion, plan_pretext
+from tests.support import worker_jobs
 
+READERS: list[ClipReader] = []
 SETTINGS = LoaderSettings(images_per_step=5, videos_per_step=3, seed=11, buckets=((32, 32), (48, 32)), max_frames=17)
 
 
@@ -54,10 +59,22 @@ def world(tmp_path_factory, make_frames, make_video) -> Path:
     return folder
 
 
-def make_loader(folder: Path, tmp_path: Path, rank: int = 0, ranks: int = 1, **changed: object) -> SampleLoader:
+@pytest.fixture(scope="module", autouse=True)
+def shared_reader() -> Iterator[None]:
+    """Starting workers for each of a hundred loaders would take most of these tests' time."""
+    with ClipReader(SETTINGS.buckets, SETTINGS.max_frames, 60.0, num_workers=3) as reader:
+        READERS.append(reader)
+        yield
+    READERS.clear()
+
+
+def make_loader(
+    folder: Path, tmp_path: Path, rank: int = 0, ranks: int = 1, own_reader: bool = False, **changed: object
+) -> SampleLoader:
     dataset = load_manifest(folder / "manifest.jsonl")
     quarantine = Quarantine(tmp_path / "quarantine.jsonl")
-    return SampleLoader(dataset, replace(SETTINGS, **changed), rank, ranks, quarantine)
+    reader = None if own_reader else READERS[0]
+    return SampleLoader(dataset, replace(SETTINGS, **changed), rank, ranks, quarantine, reader)
 
 
 def contents(sample) -> tuple:
@@ -226,16 +243,15 @@ def test_frame_ranges(tmp_path, make_frames, make_video):
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
-@pytest.mark.parametrize("where", ["{folder}/shard.tar", "memory://shard.tar"])
+@pytest.mark.parametrize("where", ["{folder}/shard.tar", "file://{folder}/shard.tar"])
 def test_clips_in_a_shard_are_those_in_files(world, tmp_path, where, write):
-    fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("fsspec")
     shard = tmp_path / "shard.tar"
     with tarfile.open(shard, "w") as tar:
         for path in world.iterdir():
             tar.add(path, path.name)
     with tarfile.open(shard) as tar:
         members = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
-    fsspec.filesystem("memory").pipe_file("/shard.tar", shard.read_bytes())
     rows = []
     for row in load_manifest(world / "manifest.jsonl"):
         moved = {"sample_id": row.sample_id, "kind": row.kind, "num_frames": row.num_frames, "width": row.width}
@@ -329,13 +345,13 @@ def test_a_bad_clip_is_tried_once(world, tmp_path, monkeypatch):
 def count_reads(monkeypatch) -> list[int]:
     """Lists the row of every clip that is read from now on."""
     reads: list[int] = []
-    load = sama_data.loader.load_clip
+    read = ClipReader.read
 
-    def counted(row, *others):
+    def counted(reader, row, *others):
         reads.append(row.index)
-        return load(row, *others)
+        return read(reader, row, *others)
 
-    monkeypatch.setattr(sama_data.loader, "load_clip", counted)
+    monkeypatch.setattr(ClipReader, "read", counted)
     return reads
 
 
@@ -367,6 +383,62 @@ def test_too_many_bad_stop_the_run(world, tmp_path):
             pass
     tolerant = make_loader(tmp_path, tmp_path, images_per_step=0, max_bad_share=0.9)
     assert len(list(tolerant.prefetching(0, 10))) == 10
+
+
+def hang_and_crash(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict]) -> None:
+    """Files named hang... and crash... do that to their decoder."""
+    monkeypatch.setattr(sama_data.clip_reader, "load_clip", worker_jobs.load_clip)
+    write_jsonl(rows, folder / "manifest.jsonl")
+
+
+def test_clips_that_hang_or_crash_are_replaced_like_bad_ones(world, tmp_path, monkeypatch):
+    names = [str(world / f"raw{number}.mp4") for number in range(4)]
+    hang_and_crash(
+        tmp_path, monkeypatch, [{"video": name, "caption": "x"} for name in (*names, "hang.mp4", "crash.mp4")]
+    )
+    with make_loader(
+        tmp_path, tmp_path, images_per_step=0, decode_timeout_seconds=2.0, decode_threads=2, own_reader=True
+    ) as loader:
+        drawn = [[sample.sample_id for sample in step.samples] for step in loader.prefetching(0, 4)]
+    assert [len(step) for step in drawn] == [3] * 4
+    assert {name for step in drawn for name in step} == set(names)
+    lines = map(json.loads, (tmp_path / "quarantine.jsonl").read_text().splitlines())
+    assert {line["sample_id"]: line["reason"] for line in lines} == {
+        "hang.mp4": "took longer than 2 s to decode (data.decode_timeout_seconds)",
+        "crash.mp4": "the decoder died of signal 11 (SIGSEGV) twice",
+    }
+
+
+def test_when_everything_hangs_the_run_stops(tmp_path, monkeypatch):
+    hang_and_crash(tmp_path, monkeypatch, [{"video": f"hang{number}.mp4", "caption": "x"} for number in range(60)])
+    with make_loader(
+        tmp_path, tmp_path, images_per_step=0, max_bad_share=1.0, decode_timeout_seconds=0.1, own_reader=True
+    ) as loader:
+        with pytest.raises(DataError, match="8 samples in a row hung or crashed their decoder") as caught:
+            loader.step(0)
+        assert "took longer than 0.1 s to decode" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert loader.health.num_bad == 8
+
+
+def test_stopping_early_does_not_wait_for_a_clip_that_hangs(world, tmp_path, monkeypatch):
+    names = [str(world / "raw0.mp4"), "hang.mp4"]
+    hang_and_crash(tmp_path, monkeypatch, [{"video": name, "caption": "x"} for name in names])
+    with make_loader(tmp_path, tmp_path, images_per_step=0, videos_per_step=1, own_reader=True) as loader:
+
+        def drawn(step: int) -> str:
+            return names[next(loader._planner.streams[0].candidates(loader.draws(step)[0]))[0]]
+
+        start = next(step for step in range(40) if [drawn(step), drawn(step + 1)] == names)
+        steps = loader.prefetching(start, 9)
+        next(steps)
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "hang.mp4").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        steps.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sama-data")]
+    assert not (tmp_path / "quarantine.jsonl").exists()  # where it would be after its 60 seconds
 
 
 def test_a_stream_without_rows_is_dropped_with_one_warning(world, tmp_path, caplog):
@@ -405,6 +477,11 @@ def test_rejected_rows_are_left_out_and_counted_once(world, tmp_path, caplog):
     [
         ({"images_per_step": 0, "videos_per_step": 0}, "are both 0"),
         ({"max_frames": 0}, r"data\.max_frames \(0\) must be at least 1"),
+        (
+            {"decode_timeout_seconds": 0.0},
+            r"data\.decode_timeout_seconds \(0\) must be greater than 0 and at most 86400",
+        ),
+        ({"decode_timeout_seconds": float("nan")}, r"data\.decode_timeout_seconds \(nan\) must be greater than 0"),
         ({"max_bad_share": 1.5}, r"data\.max_bad_share \(1\.5\) must be between 0 and 1"),
         ({"buckets": ()}, r"data\.buckets is empty"),
     ],

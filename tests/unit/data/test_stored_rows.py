@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,7 +18,7 @@ import sama_data.stored_rows
 from sama_data.dataset import Dataset
 from sama_data.errors import DataError
 from sama_data.manifest import load_blend, load_manifest, write_jsonl, write_parquet
-from sama_data.stored_rows import HeldRows, ParquetRows
+from sama_data.stored_rows import HeldRows, ParquetRows, as_one_batch
 
 NUM_ROWS = 300
 
@@ -112,6 +113,31 @@ def test_threads_get_the_rows_they_ask_for(path, held):
     assert wrong == []
 
 
+@pytest.mark.parametrize("is_named", [True, False])
+def test_names_and_whole_columns_are_read_while_rows_are(path, is_named):
+    """As a step is planned on one thread and earlier ones' rows are read on others, with no lock between them."""
+    if not is_named:
+        pq.write_table(pq.read_table(path).drop_columns("sample_id"), path, row_group_size=16)
+    dataset = load_manifest(path)
+    rows, names = list(dataset), [row.sample_id for row in dataset]
+    right: list[bool] = []
+
+    def ask(seed: int) -> None:
+        choose = np.random.default_rng(seed)
+        for _ in range(40):
+            chosen = choose.integers(0, NUM_ROWS, 24)
+            if seed < 2:
+                right.extend(dataset[index] == rows[index] for index in chosen.tolist())
+            elif seed < 4:
+                right.append(dataset.sample_ids(chosen) == [names[index] for index in chosen])
+            else:
+                right.append(dataset.columns(["sample_id"])["sample_id"].to_pylist() == names)
+
+    run_threads(ask, 5)
+    assert len(right) == 2 * 40 * 24 + 3 * 40
+    assert all(right)
+
+
 def test_one_thread_reads_at_a_time(path, monkeypatch):
     """A reader is not safe between threads."""
     dataset = load_manifest(path)
@@ -181,3 +207,24 @@ def test_damage_that_comes_later_ends_the_reading_with_one_line(path):
         file.write(bytes(200_000))
     with pytest.raises(DataError, match=r"m\.parquet: is not readable Parquet after row 144: "):
         dataset[150]
+
+
+def test_a_row_group_without_rows_is_passed_over(tmp_path, monkeypatch):
+    """Behind others whose rows fill a span, and between them."""
+    monkeypatch.setattr(sama_data.stored_rows, "_SCANNED_ROWS", 2)
+    rows = pa.table({"video": ["a.mp4", "b.mp4"], "caption": ["x", "y"]})
+    more = pa.table({"video": ["c.mp4", "d.mp4"], "caption": ["x", "y"]})
+    with pq.ParquetWriter(tmp_path / "m.parquet", rows.schema) as writer:
+        for table in (rows, rows.slice(2), more, more.slice(2)):
+            writer.write_table(table)
+    assert pq.ParquetFile(tmp_path / "m.parquet").metadata.num_row_groups == 4
+    dataset = load_manifest(tmp_path / "m.parquet")
+    assert [row.sample_id for row in dataset] == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+
+
+def test_no_text_is_left_in_arrays_that_hold_2_gib_at_most():
+    """Or combining a row group with more would give several batches, of which one was read."""
+    text = pa.chunked_array([["red", None], ["green"]])
+    batch = as_one_batch(pa.table({"caption": text, "width": pa.chunked_array([[1], [2, 3]])}))
+    assert batch.schema.field("caption").type == pa.large_string()
+    assert batch.to_pydict() == {"caption": ["red", None, "green"], "width": [1, 2, 3]}

@@ -86,6 +86,8 @@ def test_an_empty_prompt_is_its_end_alone(root: Path) -> None:
         ("  a\tred\n\ncircle ", "a red circle"),
         ("cats &amp; dogs", "cats & dogs"),
         ("1 &amp;lt; 2", "1 < 2"),
+        ("the man\u2019s \u201cred\u201d hat", 'the man\'s "red" hat'),
+        ("a cafÃ©", "a café"),
         ("\u00a0a\u3000b", "a b"),
         ("", ""),
     ],

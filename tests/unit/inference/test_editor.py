@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sama_kernels.philox import random_normal
 from sama_mega.config.schema import Recipe
-from sama_mega.diffusion.philox import Stream, random_normal
+from sama_mega.diffusion.streams import Stream
 from sama_mega.encoders import Encoders, build_encoders
 from sama_mega.inference.editor import Editor, SamplingSettings, frames_from_pixels, pixels_from_frames
 from sama_mega.model import ModelInput

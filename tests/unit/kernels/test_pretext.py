@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sama_kernels.pretext import pretext, tube_slices
+from sama_kernels.pretext import kernel, launch, pretext, tube_slices
 from tests.support.host_waits import HostWaits
+from tests.support.triton_checks import BACKENDS, needs_interpreter, plant
+
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 
 
 def _frames(*shape: int) -> torch.Tensor:
@@ -33,30 +37,73 @@ def _plain(frames: np.ndarray, indices: list[int], order: tuple[int, ...] | None
     return out
 
 
-@pytest.mark.parametrize(
-    ("shape", "indices", "order"),
-    [
-        ((5, 4, 6), list(range(5)), None),
-        ((5, 4, 6), [0, 1, -1, -1, 4], None),
-        ((9, 4, 6), [0, 2, 4, 6, 8], None),
-        ((3, 4, 6), [0, 1, 2, 2, 2], None),
-        ((5, 4, 6), list(range(5)), (1, 0, 3, 2, 7, 6, 5, 4)),
-        ((4, 4, 6), list(range(4)), (7, 6, 5, 4, 3, 2, 1, 0)),
-        ((5, 5, 7), list(range(5)), (3, 2, 0, 1, 4, 5, 7, 6)),
-        ((1, 4, 4), [0], (1, 2, 3, 0, 4, 5, 6, 7)),
-    ],
-)
+PLANS = [
+    ((5, 4, 6), list(range(5)), None),
+    ((5, 4, 6), [0, 1, -1, -1, 4], None),
+    ((9, 4, 6), [0, 2, 4, 6, 8], None),
+    ((3, 4, 6), [0, 1, 2, 2, 2], None),
+    ((5, 4, 6), list(range(5)), (1, 0, 3, 2, 7, 6, 5, 4)),
+    ((4, 4, 6), list(range(4)), (7, 6, 5, 4, 3, 2, 1, 0)),
+    ((5, 5, 7), list(range(5)), (3, 2, 0, 1, 4, 5, 7, 6)),
+    ((1, 4, 4), [0], (1, 2, 3, 0, 4, 5, 6, 7)),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("shape", "indices", "order"), PLANS)
 def test_plans_are_applied_as_written(
-    shape: tuple[int, int, int], indices: list[int], order: tuple[int, ...] | None
+    backend: str, shape: tuple[int, int, int], indices: list[int], order: tuple[int, ...] | None
 ) -> None:
     frames = _frames(*shape)
     before = frames.clone()
     with HostWaits() as waits:
-        out = pretext(frames, indices, order)
-    assert waits.places == []
+        out = pretext(frames, indices, order, backend=backend)
+    if backend == "reference":  # the interpreter reads arguments on the host
+        assert waits.places == []
     assert out.dtype == torch.float32 and out.is_contiguous()
     np.testing.assert_allclose(out.numpy(), _plain(frames.numpy(), indices, order), atol=1e-6)
     assert torch.equal(frames, before)
+
+
+@needs_interpreter
+def test_every_level_is_the_references_to_the_bit() -> None:
+    """In frames that are larger than a program's block, and a view of a larger clip."""
+    frames = _frames(3, 37, 41)[1:]
+    frames[0, :8, :32, 0] = torch.arange(256, dtype=torch.uint8).view(8, 32)
+    for dtype in (torch.float32, torch.float16):
+        for order in (None, (5, 4, 7, 6, 1, 0, 3, 2)):
+            ours, plain = (pretext(frames, [1, 0], order, dtype, backend=name) for name in ("triton", "reference"))
+            assert torch.equal(ours, plain)
+
+
+BUGS = {
+    "frames in their own order": ("tl.load(plan + picked)", "tl.load(plan + picked) * 0 + frame"),
+    "channels last": ("channel * plane + place", "channel + place * 3"),
+    "black frames that show the first": ("inside & (index >= 0)", "inside"),
+    "tubes that take an odd last line along": ("(line < 2 * half_height) &", "(line < height) &"),
+    "a time half that is too short": ("(num_frames + 1) // 2", "num_frames // 2"),
+}
+
+
+@needs_interpreter
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_kernel_with_a_bug_fails(bug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, tmp_path, kernel, launch, *BUGS[bug])
+    plans = [([0, -1, 3, 2, 1], None), (list(range(5)), (3, 2, 0, 1, 4, 5, 7, 6))]
+    frames = _frames(5, 5, 7)
+    both = [[pretext(frames, *plan, backend=name) for name in ("triton", "reference")] for plan in plans]
+    assert not all(torch.equal(*pair) for pair in both)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "indices", "order"), PLANS)
+def test_a_gpu_gives_the_references_bits(
+    shape: tuple[int, int, int], indices: list[int], order: tuple[int, ...] | None, dtype: torch.dtype
+) -> None:
+    frames = _frames(*shape)
+    ours = pretext(frames.cuda(), indices, order, dtype, backend="triton")
+    assert torch.equal(ours.cpu(), pretext(frames, indices, order, dtype, backend="reference"))
 
 
 def test_levels_map_to_the_ends_of_the_range() -> None:
@@ -104,5 +151,5 @@ def test_wrong_frames_and_backends_are_named() -> None:
         pretext(torch.zeros(1, 2, 2, 3), [0])
     with pytest.raises(ValueError, match="T, H, W, 3"):
         pretext(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), [0])
-    with pytest.raises(ValueError, match=r"triton.*pretext"):
-        pretext(_frames(1, 2, 2), [0], backend="triton")
+    with pytest.raises(ValueError, match=r"cudnn.*pretext"):
+        pretext(_frames(1, 2, 2), [0], backend="cudnn")

@@ -7,16 +7,31 @@ from __future__ import annotations
 
 import cmath
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from threading import Barrier, Lock
 
 import pytest
 import torch
 from torch import Tensor
 
-from sama_kernels.qk_norm_rope import RopeTables, SumOverRanks, axis_widths, build_rope_tables, qk_norm_rope
+from sama_kernels.qk_norm_rope import (
+    RopeTables,
+    SumOverRanks,
+    autograd,
+    axis_widths,
+    build_rope_tables,
+    kernel,
+    qk_norm_rope,
+    rotation,
+)
 from tests.support.kernel_checks import BFLOAT16_ROUNDOFF, normal, relative_error
+from tests.support.triton_checks import BACKENDS, assert_as_exact_as_eager, needs_interpreter, plant
+
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 
 EPS = 1e-6
 FLOAT32_LIMIT = 3e-6
@@ -103,9 +118,12 @@ def run_ours(
     rope: RopeTables | None,
     full_width: int,
     sum_over_ranks: SumOverRanks | None = None,
+    backend: str = "reference",
 ) -> Results:
     return run(
-        lambda *inputs: qk_norm_rope(*inputs, rope=rope, full_width=full_width, eps=EPS, sum_over_ranks=sum_over_ranks),
+        partial(
+            qk_norm_rope, rope=rope, full_width=full_width, eps=EPS, sum_over_ranks=sum_over_ranks, backend=backend
+        ),
         given,
         upstream,
     )
@@ -126,12 +144,12 @@ def errors(ours: Results, exact: Results) -> dict[str, float]:
     return {name: relative_error(ours[name], exact[name]) for name in NAMES}
 
 
-def applied_rotations(tables: RopeTables, num_tokens: int, head_dim: int) -> Tensor:
+def applied_rotations(tables: RopeTables, num_tokens: int, head_dim: int, backend: str = "reference") -> Tensor:
     """What the operation multiplies pairs with, complex64 ``[S, D / 2]``: pairs (1, 0) come out as (cos, sin)."""
     pairs = torch.tensor([1.0, 0.0]).repeat(num_tokens, 1, 1, head_dim // 2)
     # Their root mean square is sqrt(1/2), which the weight takes back.
     weight = torch.full((head_dim,), 0.5**0.5)
-    q, k = qk_norm_rope(pairs, pairs, weight, weight, rope=tables, full_width=head_dim, eps=0.0)
+    q, k = qk_norm_rope(pairs, pairs, weight, weight, rope=tables, full_width=head_dim, eps=0.0, backend=backend)
     assert torch.equal(q, k)
     return torch.view_as_complex(q[0, :, 0].unflatten(-1, (-1, 2)).contiguous())
 
@@ -144,16 +162,23 @@ def test_axis_widths_of_the_published_models() -> None:
     assert axis_widths(32) == (12, 10, 10)
 
 
-@pytest.mark.parametrize("head_dim", range(32, 129, 2))
-def test_tables_of_every_head_dimension(head_dim: int) -> None:
+@pytest.mark.parametrize(
+    ("backend", "head_dim"),
+    [("reference", head_dim) for head_dim in range(32, 129, 2)]
+    + [pytest.param("triton", head_dim, marks=needs_interpreter) for head_dim in (32, 46, 64, 98, 128)],
+)
+def test_tables_of_every_head_dimension(backend: str, head_dim: int) -> None:
     """The split over the axes, the frequencies and the order of tokens, at once."""
     assert sum(axis_widths(head_dim)) == head_dim
     assert all(width % 2 == 0 for width in axis_widths(head_dim))
     tables = build_rope_tables(head_dim, (1, 2, 3), 2, (2, 1, 2))
     exact = exact_rotations(head_dim, (1, 2, 3), 2, (2, 1, 2), 0, 0)
-    torch.testing.assert_close(applied_rotations(tables, 12, head_dim).to(torch.complex128), exact, rtol=0, atol=5e-7)
+    torch.testing.assert_close(
+        applied_rotations(tables, 12, head_dim, backend).to(torch.complex128), exact, rtol=0, atol=5e-7
+    )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("source", "num_semantic", "offset", "zero"),
     [
@@ -165,7 +190,9 @@ def test_tables_of_every_head_dimension(head_dim: int) -> None:
     ],
 )
 @pytest.mark.parametrize("head_dim", [32, 46, 128])
-def test_self_attention(head_dim: int, source: Grid | None, num_semantic: int, offset: int, zero: bool) -> None:
+def test_self_attention(
+    backend: str, head_dim: int, source: Grid | None, num_semantic: int, offset: int, zero: bool
+) -> None:
     """q and k as self-attention makes them, for every kind of sequence: outputs and every gradient."""
     target = (4, 1, 3)
     rope = build_rope_tables(
@@ -174,20 +201,21 @@ def test_self_attention(head_dim: int, source: Grid | None, num_semantic: int, o
     rotations = exact_rotations(head_dim, source, num_semantic, target, offset, 0 if zero else 1)
     given = make_inputs(rotations.shape[0], rotations.shape[0], 2, 3, head_dim)
     upstream = make_upstream(given)
-    ours = run_ours(given, upstream, rope, full_width=3 * head_dim)
+    ours = run_ours(given, upstream, rope, 3 * head_dim, backend=backend)
     assert ours["q"].dtype == ours["k"].dtype == torch.float32
     found = errors(ours, run_exact(given, upstream, rotations))
     assert max(found.values()) < FLOAT32_LIMIT, found
 
 
-def test_zero_semantic_factors_erase_and_identity_keeps() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_semantic_factors_erase_and_identity_keeps(backend: str) -> None:
     given = make_inputs(9, 9, 1, 2, 32)
     upstream = make_upstream(given)
     positions = slice(2, 5)
     for zero in (True, False):
         rope = build_rope_tables(32, (1, 1, 2), 3, (1, 2, 2), rotate_semantic_to_zero=zero)
-        turned = run_ours(given, upstream, rope, full_width=64)
-        plain = run_ours(given, upstream, None, full_width=64)
+        turned = run_ours(given, upstream, rope, 64, backend=backend)
+        plain = run_ours(given, upstream, None, 64, backend=backend)
         if zero:
             assert not turned["q"][:, positions].any()
             assert not turned["grad k"][positions].any(), "what is multiplied by zero has no gradient"
@@ -206,31 +234,42 @@ def test_shifted_source_shares_no_time_with_the_target() -> None:
 # --- lengths, precision -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [(7, 5, 3, 1, 34), (1, 13, 2, 3, 32), (19, 2, 1, 2, 128)])
-def test_cross_attention_with_q_and_k_of_different_lengths(sizes: tuple[int, int, int, int, int]) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sizes", [(7, 5, 3, 1, 34), (1, 13, 2, 3, 32), (19, 2, 1, 2, 128), (131, 67, 1, 12, 32)])
+def test_cross_attention_with_q_and_k_of_different_lengths(backend: str, sizes: tuple[int, int, int, int, int]) -> None:
     given = make_inputs(*sizes)
     upstream = make_upstream(given)
-    ours = run_ours(given, upstream, None, full_width=sizes[3] * sizes[4])
+    ours = run_ours(given, upstream, None, sizes[3] * sizes[4], backend=backend)
     found = errors(ours, run_exact(given, upstream, None))
     assert max(found.values()) < FLOAT32_LIMIT, found
 
 
-def test_bfloat16_is_rounded_once() -> None:
+@pytest.mark.parametrize(
+    ("backend", "dtype", "roundoff"),
+    [
+        ("reference", torch.bfloat16, BFLOAT16_ROUNDOFF),
+        # Triton's interpreter cuts bfloat16 off where a GPU rounds.
+        pytest.param("triton", torch.float16, 2.0**-11, marks=needs_interpreter),
+    ],
+)
+def test_half_precision_is_rounded_once(backend: str, dtype: torch.dtype, roundoff: float) -> None:
     """Statistics, weights and rotation in float32: outputs and gradients are the exact ones, rounded."""
-    given = [tensor.bfloat16() for tensor in make_inputs(17, 17, 2, 3, 32)]
-    upstream = tuple(tensor.bfloat16() for tensor in make_upstream(given))
+    given = [tensor.to(dtype) for tensor in make_inputs(17, 17, 2, 3, 32)]
+    upstream = tuple(tensor.to(dtype) for tensor in make_upstream(given))
     rope = build_rope_tables(32, (1, 2, 3), 3, (2, 2, 2))
-    ours = run_ours(given, upstream, rope, full_width=96)
+    ours = run_ours(given, upstream, rope, 96, backend=backend)
     exact = run_exact(given, upstream, exact_rotations(32, (1, 2, 3), 3, (2, 2, 2), 0, 0))
     for name in NAMES:
-        assert ours[name].dtype == torch.bfloat16
-        allowed = BFLOAT16_ROUNDOFF * exact[name].abs() + 1e-5 * exact[name].abs().max()
+        assert ours[name].dtype == dtype
+        allowed = roundoff * exact[name].abs() + 1e-5 * exact[name].abs().max()
         assert bool(((ours[name].double() - exact[name]).abs() <= allowed).all()), name
 
 
-def test_eps_keeps_a_zero_token_finite() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_eps_keeps_a_zero_token_finite(backend: str) -> None:
     q = torch.zeros(1, 1, 1, 32, requires_grad=True)
-    output, _ = qk_norm_rope(q, q.detach(), torch.ones(32), torch.ones(32), rope=None, full_width=32, eps=EPS)
+    weight = torch.ones(32)
+    output, _ = qk_norm_rope(q, q.detach(), weight, weight, rope=None, full_width=32, eps=EPS, backend=backend)
     output.sum().backward()
     assert not output.any()
     torch.testing.assert_close(q.grad, torch.full_like(q, EPS**-0.5))
@@ -242,8 +281,11 @@ def test_eps_keeps_a_zero_token_finite() -> None:
 class TwoRanks:
     """An all-reduce between two threads, that counts and remembers its messages."""
 
-    def __init__(self, sums_backward: bool = True) -> None:
+    def __init__(self, sums_backward: bool = True, backend: str = "reference") -> None:
         self.barrier = Barrier(2)
+        self.backend = backend
+        # Triton's interpreter runs one kernel at a time.
+        self.computing = Lock() if backend == "triton" else nullcontext()
         self.parts: dict[int, Tensor] = {}
         self.messages: dict[int, list[int]] = {0: [], 1: []}
         self.sums_backward = sums_backward
@@ -255,12 +297,24 @@ class TwoRanks:
             if len(self.messages[rank]) == 2 and not self.sums_backward:
                 return
             self.parts[rank] = tensor.clone()
-            self.barrier.wait(WAIT_SECONDS)
-            total = self.parts[0] + self.parts[1]
-            self.barrier.wait(WAIT_SECONDS)
+            with self.others_compute():
+                self.barrier.wait(WAIT_SECONDS)
+                total = self.parts[0] + self.parts[1]
+                self.barrier.wait(WAIT_SECONDS)
             tensor.copy_(total)
 
         return all_reduce
+
+    @contextmanager
+    def others_compute(self) -> Iterator[None]:
+        if isinstance(self.computing, nullcontext):
+            yield
+            return
+        self.computing.release()
+        try:
+            yield
+        finally:
+            self.computing.acquire()
 
 
 def half(tensor: Tensor, rank: int, dim: int) -> Tensor:
@@ -276,7 +330,10 @@ def run_on_two_ranks(given: list[Tensor], rope: RopeTables | None, ranks: TwoRan
         mine = [half(fused_q, rank, 2), half(fused_k, rank, 2), half(q_weight, rank, 0), half(k_weight, rank, 0)]
         my_upstream = (half(upstream[0], rank, 2), half(upstream[1], rank, 2))
         all_reduce = ranks.sum_over_ranks(rank) if ranks else None
-        return run_ours(mine, my_upstream, rope, q_weight.numel(), all_reduce)
+        with ranks.computing if ranks else nullcontext():
+            return run_ours(
+                mine, my_upstream, rope, q_weight.numel(), all_reduce, ranks.backend if ranks else "reference"
+            )
 
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(run_rank, range(2), timeout=2 * WAIT_SECONDS))
@@ -284,10 +341,11 @@ def run_on_two_ranks(given: list[Tensor], rope: RopeTables | None, ranks: TwoRan
     return {name: torch.cat([result[name] for result in results], heads_dim.get(name, 2)) for name in NAMES}
 
 
-def test_two_ranks_norm_over_the_full_width() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_ranks_norm_over_the_full_width(backend: str) -> None:
     given = make_inputs(15, 15, 2, 4, 32)
     rope = build_rope_tables(32, (1, 2, 3), 1, (2, 2, 2))
-    ranks = TwoRanks()
+    ranks = TwoRanks(backend=backend)
     ours = run_on_two_ranks(given, rope, ranks)
     exact = run_exact(given, make_upstream(given), exact_rotations(32, (1, 2, 3), 1, (2, 2, 2), 0, 0))
     found = errors(ours, exact)
@@ -296,9 +354,10 @@ def test_two_ranks_norm_over_the_full_width() -> None:
     assert ranks.messages == {0: [60, 60], 1: [60, 60]}
 
 
-def test_two_ranks_with_q_and_k_of_different_lengths() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_ranks_with_q_and_k_of_different_lengths(backend: str) -> None:
     given = make_inputs(3, 7, 2, 2, 34)
-    ranks = TwoRanks()
+    ranks = TwoRanks(backend=backend)
     found = errors(run_on_two_ranks(given, None, ranks), run_exact(given, make_upstream(given), None))
     assert max(found.values()) < FLOAT32_LIMIT, found
     assert ranks.messages == {0: [20, 20], 1: [20, 20]}
@@ -311,10 +370,64 @@ def test_a_rank_local_norm_is_another_function() -> None:
     assert min(found.values()) > 0.01, found
 
 
-def test_a_forgotten_backward_sum_is_found() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_forgotten_backward_sum_is_found(backend: str) -> None:
     """Must fail: outputs and the weights' gradients cannot see it, the gradients of q and k do."""
     given = make_inputs(3, 7, 2, 2, 34)
-    ranks = TwoRanks(sums_backward=False)
+    ranks = TwoRanks(sums_backward=False, backend=backend)
     found = errors(run_on_two_ranks(given, None, ranks), run_exact(given, make_upstream(given), None))
     assert max(found["q"], found["k"]) < FLOAT32_LIMIT
     assert min(found["grad q"], found["grad k"]) > 0.001, found
+
+
+# --- the fused kernel: bugs that the comparison must find, and the GPU -------------------------------------
+
+BUGS = {
+    "a norm of the first tile's heads alone": (
+        kernel,
+        "total += _row_sum(rest_even * rest_even, rest_odd * rest_odd)",
+        "total += 0.0",
+    ),
+    "a dropped last token": (kernel, "row < num_rows", "row < num_rows - 1"),
+    "a weight's gradient that forgets some rows": (kernel, "rest_dw_even += add_even", "rest_dw_even = add_even"),
+    "a gradient that is not turned back": (rotation, "even * cosine + odd * sine", "even * cosine - odd * sine"),
+    "height and width exchanged": (rotation, "row[:, None], column[:, None]", "column[:, None], row[:, None]"),
+    "a target counted on the source's grid": (rotation, "places.target_width)", "places.source_width)"),
+}
+
+
+@needs_interpreter
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_kernel_with_a_bug_fails(bug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Must fail: 3 heads are tiles of 2 and 1; 262 rows are more than backward's programs take at once."""
+    module, right, wrong = BUGS[bug]
+    plant(monkeypatch, tmp_path, module, kernel if module is rotation else autograd, right, wrong)
+    source, target = (4, 3, 4), (2, 6, 6)
+    rope, rotations = build_rope_tables(32, source, 11, target), exact_rotations(32, source, 11, target, 0, 0)
+    given = make_inputs(131, 131, 2, 3, 32)
+    upstream = make_upstream(given)
+    exact = run_exact(given, upstream, rotations)
+    found = errors(run_ours(given, upstream, rope, 96, backend="triton"), exact)
+    assert not max(found.values()) < FLOAT32_LIMIT, found
+    monkeypatch.undo()
+    found = errors(run_ours(given, upstream, rope, 96, backend="triton"), exact)
+    assert max(found.values()) < FLOAT32_LIMIT, found
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("heads", "head_dim"), [(40, 128), (12, 128), (5, 128), (3, 46)])
+def test_bfloat16_is_as_exact_as_eager(heads: int, head_dim: int) -> None:
+    source, target = (3, 7, 11), (5, 11, 13)
+    num_tokens = 3 * 7 * 11 + 65 + 5 * 11 * 13
+    rope = build_rope_tables(head_dim, source, 65, target, device="cuda")
+    rotations = exact_rotations(head_dim, source, 65, target, 0, 0).cuda()
+    given = [tensor.bfloat16().cuda() for tensor in make_inputs(num_tokens, num_tokens, 2, heads, head_dim)]
+    given += [tensor.bfloat16().cuda() for tensor in make_upstream([tensor.cpu() for tensor in given])]
+
+    def results(backend: str, *tensors: Tensor) -> list[Tensor]:
+        inputs, upstream = list(tensors[:4]), (tensors[4], tensors[5])
+        if tensors[0].dtype == torch.float64:
+            return list(run_exact(inputs, upstream, rotations).values())
+        return list(run_ours(inputs, upstream, rope, heads * head_dim, backend=backend).values())
+
+    assert_as_exact_as_eager(partial(results, "triton"), partial(results, "reference"), given, FLOAT32_LIMIT)

@@ -219,15 +219,16 @@ def test_bfloat16_keeps_time_and_modulation_in_float32(
         name for name, _ in low.named_parameters() if name.startswith("time_embedding.") or name.endswith("modulation")
     }
     seen: list[torch.dtype] = []
-    for module in (sama_mega.model.block, sama_mega.model.heads):
-        adaln = module.adaln
+    block, heads = sama_mega.model.block, sama_mega.model.heads
+    for module, name in ((block, "adaln"), (block, "residual_adaln"), (heads, "adaln")):
+        operation = getattr(module, name)
 
-        def spy(x: Tensor, shift: Tensor, scale: Tensor, *, adaln: Any = adaln, **options: Any) -> Tensor:
+        def spy(x: Tensor, *others: Tensor, operation: Any = operation, **options: Any) -> Any:
             assert x.dtype == torch.bfloat16
-            seen.extend((shift.dtype, scale.dtype))
-            return adaln(x, shift, scale, **options)
+            seen.extend(modulation.dtype for modulation in others[-2:])
+            return operation(x, *others, **options)
 
-        monkeypatch.setattr(module, "adaln", spy)
+        monkeypatch.setattr(module, name, spy)
     inputs, target = edit_inputs(), normal(2, NUM_SEMANTIC, 20, seed=5)
     output = run(low, **inputs, semantic_target=target)
     monkeypatch.undo()

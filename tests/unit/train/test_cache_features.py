@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sama_data.clips import load_clip
 from sama_data.loader import Quarantine, SampleLoader
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import build_encoders
 from sama_mega.encoders.feature_cache import CacheFolder, Content, FeatureCache, Keys
+from sama_mega.encoders.feature_cache.index import write_index
 from sama_mega.train import cache_features
 from sama_mega.train.cache_features import CacheReport, FeatureCacher
 from sama_mega.train.encode import FrameEncoders, is_unperturbed
@@ -195,3 +196,50 @@ def test_clips_that_cannot_be_decoded_are_left_out_and_named(world: Path, tmp_pa
     assert report.rows == 2 and report.finished and report.encoded == 1 + 1 + 2 * 4
     (line,) = report.skipped
     assert "broken.mp4" in line
+
+
+def test_rows_that_could_not_be_read_are_tried_again(world: Path, tmp_path: Path) -> None:
+    """Storage may have failed for a moment: not for good must training encode them itself."""
+    manifest = tmp_path / "m.jsonl"
+    clips = [tmp_path / f"{number}.mp4" for number in range(3)]
+    manifest.write_text("".join(json.dumps({"video": str(clip), "caption": "x"}) + "\n" for clip in clips))
+
+    def bring(number: int) -> None:
+        shutil.copyfile(world / f"videos/video-{number:06d}-source.mp4", clips[number])
+
+    recipe = make_recipe(manifest)
+    bring(0)
+    (first,) = fill(recipe, tmp_path / "cache")
+    (second,) = fill(recipe, tmp_path / "cache")
+    bring(1)
+    (third,) = fill(recipe, tmp_path / "cache")
+    bring(2)
+    (fourth,) = fill(recipe, tmp_path / "cache")
+    (fifth,) = fill(recipe, tmp_path / "cache")
+    reports = (first, second, third, fourth, fifth)
+    assert [len(report.skipped) for report in reports] == [2, 2, 1, 0, 0]
+    assert [report.encoded for report in reports] == [2 + 8, 0, 2, 2, 0]
+    assert [report.rows_done_before for report in reports] == [0, 0, 0, 0, 3]
+    assert all(report.finished for report in reports)
+    fill(recipe, tmp_path / "at_once")
+    assert_same_contents(tmp_path / "cache", tmp_path / "at_once")
+    assert_all_found(recipe, tmp_path / "cache")
+
+
+def test_a_block_that_is_made_anew_is_indexed_anew(world: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(world / "raw.jsonl")
+    fill(recipe, tmp_path)
+    shard = next((tmp_path / "shards").glob("video-000001-*"))
+    kept = load_file(shard)
+    save_file(dict(list(kept.items())[:1]), shard, {"format": "pt"})
+    (tmp_path / "index.safetensors").unlink()
+    write_index(CacheFolder(tmp_path))
+    shard.unlink()
+    fill(recipe, tmp_path)
+    assert_all_found(recipe, tmp_path)
+
+
+def assert_all_found(recipe: Recipe, path: Path) -> None:
+    encoders = build_encoders(recipe, CPU)
+    cache = FeatureCache(path, encoders.identity(), encoders.text.max_tokens)
+    assert contents(path) and all(cache.holds(bytes.fromhex(key)) for key in contents(path))

@@ -21,6 +21,7 @@ def test_every_setting_is_the_recipes() -> None:
         "data.decoded_cache_mib": 3,
         "data.prefetch_steps": 5,
         "data.decode_threads": 6,
+        "data.decode_timeout_seconds": 7.5,
         "train.seed": 9,
         "motion.speed": 8.0,
     }

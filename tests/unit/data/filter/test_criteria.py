@@ -114,6 +114,9 @@ def test_names_are_compared_however_they_are_written():
         ("CC-BY-NC-ND-4.0", False),
         ("CC-BY-ND-4.0", False),
         ("non-commercial", False),
+        ("CC-BY-4.0 AND CC-BY-NC-4.0", False),
+        ("CC-BY-SA-NC-4.0", False),
+        ("Apache-2.0 (weights non-commercial)", False),
         ("custom", False),
     ],
 )

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -42,6 +43,9 @@ OUTCOMES = [
     (EDIT | GOOD | {"if_score": 8, "cp_score": 8.0, "mc_score": 8.0}, {}, KEPT),
     (EDIT | GOOD | {"if_score": 7.999}, {}, "if_score < 8"),
     (EDIT | GOOD | {"vq_score": 8.667}, {}, "vq_score < 9"),
+    # Equal, but for how it was stored or added up.
+    (EDIT | GOOD | {"vq_score": sum((8.7, 9.1, 9.2)) / 3}, {}, KEPT),
+    (EDIT | GOOD | {"if_score": float(np.float32(8.7))}, {"min_scores": parse_min_scores(["if_score=8.7"])}, KEPT),
     (EDIT | GOOD | {"cp_score": 7.0, "mc_score": 1.0}, {}, "cp_score < 8"),
     (EDIT | GOOD | {"mc_score": 7.0}, {}, "mc_score < 8"),
     (EDIT | GOOD | {"mc_score": None}, {}, "no mc_score"),
@@ -313,3 +317,30 @@ def test_the_command_writes_nothing_when_nothing_is_left(tmp_path, capsys):
     assert "no if_score" in captured.out
     assert "no row is left, 2 of 2 for 'no if_score': nothing is written" in captured.err
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_nan_stands_for_nothing_in_jsonl(tmp_path):
+    """As Python writes what pandas gave it: text, whole numbers and scores alike."""
+    absent = {"task": math.nan, "width": math.nan, "caption": math.nan, "fps": math.nan}
+    (tmp_path / "m.jsonl").write_text(json.dumps(EDIT | GOOD | absent) + "\n")
+    assert filter_manifest(tmp_path / "m.jsonl", tmp_path / "out.parquet", Criteria()).num_kept == 1
+    (row,) = load_manifest(tmp_path / "out.parquet")
+    assert (row.task, row.width, row.fps) == (None, None, None)
+
+
+def test_columns_of_text_may_be_all_nan(tmp_path):
+    """As pandas writes them to Parquet."""
+    table = pa.table({name: [value] for name, value in (EDIT | GOOD).items()})
+    for name in ("licence", "task", "video", "image"):
+        table = table.append_column(name, pa.array([math.nan]))
+    pq.write_table(table, tmp_path / "m.parquet")
+    out = tmp_path / "other" / "out.parquet"
+    report = filter_manifest(tmp_path / "m.parquet", out, Criteria(commercial_only=True))
+    assert list(report.dropped()) == ["licence unknown: not known to allow commercial use"]
+    assert filter_manifest(tmp_path / "m.parquet", out, Criteria()).num_kept == 1
+    assert load_manifest(out)[0].target.path == out.parent / "../b.mp4"
+
+
+def test_a_column_of_images_is_counted_as_such():
+    batch = pa.RecordBatch.from_pylist([{"image": "a.bmp", "video": None}, {"image": None, "video": "b.mp4"}])
+    assert image_rows(batch).tolist() == [True, False]

@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sama_data.errors import DataError
@@ -248,3 +250,56 @@ def test_sets_by_name():
 def test_a_source_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="none does not exist: give the folder with the dataset"):
         ingest("openve", tmp_path / "none", tmp_path / "m.parquet")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_one_category_s_clips_are_not_taken_for_another_s(tmp_path, packed, workers):
+    """Of two categories one was downloaded; without the category the names are the same."""
+    lists = {
+        f"{category}.csv": "video;prompt;original_video\n"
+        + "".join(f"{category}/edited/{n}.mp4;{category} {n};{category}/source/{n}.mp4\n" for n in range(300))
+        for category in ("global_style", "local_change")
+    }
+    source = write_files(tmp_path / "set", lists)
+    clips = [f"{role}/{n}.mp4" for role in ("edited", "source") for n in range(300)]
+    if packed:
+        write_files(source, {"clips.tar": tar_bytes([(name, clip_bytes(name)) for name in clips])})
+    else:
+        write_clips(source, *clips)
+    with pytest.raises(DataError, match=r"would be both .* and .*: name the folder that both are in with --media"):
+        ingest("openve", source, tmp_path / "m.parquet", workers=workers)
+    assert not (tmp_path / "m.parquet").exists()
+    assert ingest("openve", source / "global_style.csv", tmp_path / "m.parquet").rows == 300
+    if not packed:
+        (tmp_path / "set/global_style").mkdir()
+        for role in ("edited", "source"):
+            (source / role).rename(source / "global_style" / role)
+        with pytest.raises(DataError, match="would be both"):
+            ingest("openve", source, tmp_path / "m.parquet", media=source / "global_style", workers=workers)
+        assert ingest("openve", source, tmp_path / "m.parquet").skipped == {MISSING_MEDIA: 300}
+
+
+def test_names_with_more_and_with_fewer_folders_are_those_of_one_clip(tmp_path):
+    rows = [("up/to/t.mp4", "One.", "up/to/s.mp4"), ("to/t.mp4", "Two.", "to/s.mp4"), ("up/to/t.mp4", "3.", "to/s.mp4")]
+    source = write_files(write_clips(tmp_path / "src", "to/s.mp4", "to/t.mp4"), {"metadata.csv": metadata(*rows)})
+    assert [row["instruction"] for row in ingested("diffsynth", source).rows] == ["One.", "Two.", "3."]
+
+
+def test_a_list_is_not_replaced_by_its_manifest(tmp_path):
+    source = many(tmp_path / "src", 3, {1})
+    before = (source / "metadata.csv").read_bytes()
+    for given in (source, source / "metadata.csv"):
+        with pytest.raises(DataError, match="is one of the lists that are read"):
+            ingest("diffsynth", given, source / "metadata.csv")
+    assert (source / "metadata.csv").read_bytes() == before
+
+
+def test_a_manifest_of_before_is_not_read_as_a_list(tmp_path):
+    """It would double every row."""
+    rows = [{"source_video": "s.mp4", "video": "t.mp4", "prompt": "Do."}]
+    source = write_clips(tmp_path / "src", "s.mp4", "t.mp4")
+    pq.write_table(pa.Table.from_pylist(rows), source / "list.parquet")
+    assert ingest("sama_edit_filtered", source, source / "m.parquet").rows == 1
+    with pytest.raises(DataError, match="is one of the lists that are read"):
+        ingest("sama_edit_filtered", source, source / "m.parquet")

@@ -88,7 +88,7 @@ def test_a_line_is_on_the_disk_before_the_next_question(tmp_path, monkeypatch):
     [
         ({"journal": IDENTITY | {"turns": 5}}, r"given with turns 5, not 3: use that, or remove"),
         ({"journal": {"turns": 3}}, r"given with model None, not 'judge'"),
-        ({"video": "a.mp4", "caption": "x"}, "is no journal of scores"),
+        ({"video": "a.mp4", "caption": "x"}, "is no journal of answers"),
     ],
 )
 def test_answers_to_other_questions_are_refused(tmp_path, line, message):

@@ -87,3 +87,15 @@ def test_a_clip_that_cannot_be_used_is_named(tmp_path, make_video, make_frames):
     source = make_video(tmp_path / "s.mp4", make_frames(5))
     with pytest.raises(ClipError, match=r"t\.mp4: does not exist"):
         make_exhibit(make_row("video", source, tmp_path / "t.mp4"), JudgeSettings())
+
+
+def test_clips_of_unequal_length_are_shown_at_the_same_moments(tmp_path, make_video):
+    """As training sees them: to the end of the shorter one."""
+    levels = np.arange(20, dtype=np.uint8) * 12
+    grey = np.ascontiguousarray(np.broadcast_to(levels[:, None, None, None], (20, 96, 160, 3)))
+    long, short = make_video(tmp_path / "s.mp4", grey), make_video(tmp_path / "t.mp4", grey[:9])
+    for source, target in ((long, short), (short, long)):
+        shown = make_exhibit(make_row("video", source, target), JudgeSettings(num_frames=3))
+        for uris in (shown.originals, shown.edits):
+            seen = [np.asarray(opened(uri), np.float64).mean() for uri in uris]
+            assert np.allclose(seen, levels[[0, 4, 8]], atol=5)

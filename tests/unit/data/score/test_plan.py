@@ -78,16 +78,16 @@ def test_the_estimate_by_hand(write_manifest):
     video = VIDEO | {"width": 1120, "height": 560, "num_frames": 30, "source_num_frames": 3}
     image = IMAGE | {"width": 280, "height": 140, "source_width": 28, "source_height": 28}
     found = plan(write_manifest, video, image, settings=settings).estimate
-    text = text_tokens(text_bytes(make_messages("video", "Do.", [""] * 3, [""] * 4)))
+    text = text_tokens(text_bytes(make_messages("video", "Do.", [""] * 3, [""] * 3)))
     text += text_tokens(text_bytes(make_messages("image", "Do.", [""], [""])))
     assert found == Estimate(
         images=1,
         videos=1,
         requests=4,
-        pictures=2 * (3 + 4 + 1 + 1),
+        pictures=2 * (3 + 3 + 1 + 1),
         text_tokens=2 * text,
         # 560x280 is 20 x 10 tokens; 280x140 is 10 x 5; a small one is 4 at least; 2 around each.
-        picture_tokens=2 * (7 * 202 + 52 + 6),
+        picture_tokens=2 * (6 * 202 + 52 + 6),
         answer_tokens=4 * 100,
         assumed=0,
     )

@@ -2,19 +2,19 @@
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). A draw is addressed by
 (seed, sample index, epoch, stream, position), so that no rank layout, batch order or resume changes it, and a
-kernel can make the same integers from the same address. Words are uint32 values held in int64 tensors.
+kernel makes the same integers from the same address. Words are uint32 values held in int64 tensors.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import IntEnum
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sama_mega.parallel.transfer import to_device
+from sama_kernels.transfer import to_device
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIER_0 = 0xD2511F53
@@ -30,15 +30,21 @@ _FLOAT_STEP = 2.0**-24
 Index = int | Sequence[int]
 
 
-class Stream(IntEnum):
-    """What a draw is for; two purposes never share numbers. Values are part of every recorded run."""
+@dataclass(frozen=True)
+class Address:
+    """Which random numbers: those that `random_normal_batch` draws for the same arguments.
 
-    TIMESTEP = 0
-    LATENT_NOISE = 1
-    SEMANTIC_NOISE = 2
-    TEXT_DROPOUT = 3
-    SAMPLING_LATENT = 4
-    SAMPLING_SEMANTIC = 5
+    Attributes:
+        seed: The run's, 0 <= seed < 2**64.
+        sample_indices: ``[B]`` the samples' indices in the dataset.
+        epochs: ``[B]``, or one for all.
+        stream: What the numbers are for; two purposes never share numbers.
+    """
+
+    seed: int
+    sample_indices: Index
+    epochs: Index
+    stream: int
 
 
 def philox_4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -70,7 +76,7 @@ def random_bits_batch(
     seed: int,
     sample_indices: Index,
     epochs: Index,
-    stream: Stream,
+    stream: int,
     count: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -98,7 +104,7 @@ def random_uniform_batch(
     seed: int,
     sample_indices: Index,
     epochs: Index,
-    stream: Stream,
+    stream: int,
     shape: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -111,7 +117,7 @@ def random_normal_batch(
     seed: int,
     sample_indices: Index,
     epochs: Index,
-    stream: Stream,
+    stream: int,
     shape: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -137,7 +143,7 @@ def random_integer_batch(
     seed: int,
     sample_indices: Index,
     epochs: Index,
-    stream: Stream,
+    stream: int,
     upper: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -156,7 +162,7 @@ def random_bits(
     seed: int,
     sample_index: int,
     epoch: int,
-    stream: Stream,
+    stream: int,
     count: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -168,7 +174,7 @@ def random_uniform(
     seed: int,
     sample_index: int,
     epoch: int,
-    stream: Stream,
+    stream: int,
     shape: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -180,7 +186,7 @@ def random_normal(
     seed: int,
     sample_index: int,
     epoch: int,
-    stream: Stream,
+    stream: int,
     shape: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -188,32 +194,47 @@ def random_normal(
     return random_normal_batch(seed, sample_index, epoch, stream, shape, device)[0]
 
 
-def _random_blocks(
-    seed: int, sample_indices: Index, epochs: Index, stream: Stream, count: int, device: torch.device | str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four words of each block, ``[B, blocks]`` each, blocks enough for count words."""
+def counter_words(address: Address, device: torch.device | str) -> Tensor:
+    """What a generator needs to know besides the block's number, one row a sample.
+
+    Args:
+        address: Which numbers.
+        device: Where the result lives; nothing waits for it.
+
+    Returns:
+        ``[B, 5]`` int64 of uint32 values: the key's two words, then the counter's second to fourth.
+
+    Raises:
+        ValueError: A seed, index or epoch is out of range, or the lengths differ.
+    """
+    seed = address.seed
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"philox: seed ({seed}) must be between 0 and 2**64 - 1")
-    samples = _as_column("sample index", sample_indices, device)
-    epoch_column = _as_column("epoch", epochs, device)
-    if epoch_column.shape[0] not in (1, samples.shape[0]):
-        raise ValueError(f"philox: {epoch_column.shape[0]} epochs for {samples.shape[0]} samples")
-    num_blocks = -(-count // _WORDS_PER_BLOCK)
-    shape = (samples.shape[0], num_blocks)
-    block = torch.arange(num_blocks, dtype=torch.int64, device=device)
-    counter = (
-        block.expand(shape),
-        torch.full((1, 1), int(stream), dtype=torch.int64, device=device),
-        (epoch_column & _MASK).expand(shape),
-        (samples >> 32) ^ (seed >> 32),
-    )
-    key = (torch.full((1, 1), seed & _MASK, dtype=torch.int64, device=device), samples & _MASK)
-    return philox_4x32(counter, key)
+    samples, epochs = _numbers("sample index", address.sample_indices), _numbers("epoch", address.epochs)
+    if len(epochs) not in (1, len(samples)):
+        raise ValueError(f"philox: {len(epochs)} epochs for {len(samples)} samples")
+    if len(epochs) == 1:
+        epochs *= len(samples)
+    rows = [
+        (seed & _MASK, sample & _MASK, address.stream, epoch & _MASK, (sample >> 32) ^ (seed >> 32))
+        for sample, epoch in zip(samples, epochs, strict=True)
+    ]
+    return to_device(torch.tensor(rows, dtype=torch.int64).reshape(-1, 5), device)
 
 
-def _as_column(name: str, values: Index, device: torch.device | str) -> Tensor:
+def _random_blocks(
+    seed: int, sample_indices: Index, epochs: Index, stream: int, count: int, device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four words of each block, ``[B, blocks]`` each, blocks enough for count words."""
+    words = counter_words(Address(seed, sample_indices, epochs, stream), device)
+    key_0, key_1, *counter = words.split(1, dim=1)
+    block = torch.arange(-(-count // _WORDS_PER_BLOCK), dtype=torch.int64, device=device)
+    return philox_4x32((block.expand(words.shape[0], -1), *counter), (key_0, key_1))
+
+
+def _numbers(name: str, values: Index) -> list[int]:
     numbers = [values] if isinstance(values, int) else list(values)
     smallest = min(numbers, default=0)
     if smallest < 0:
         raise ValueError(f"philox: {name} ({smallest}) must not be negative")
-    return to_device(torch.tensor(numbers, dtype=torch.int64), device).reshape(-1, 1)
+    return numbers

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sama_mega.diffusion.philox import (
-    Stream,
+from sama_kernels.philox import (
     philox_4x32,
     random_bits,
     random_bits_batch,
@@ -20,6 +19,7 @@ from sama_mega.diffusion.philox import (
     random_uniform,
     random_uniform_batch,
 )
+from sama_mega.diffusion.streams import Stream
 
 # Random123's kat_vectors, "philox4x32 10": counter, key, expected.
 KNOWN_ANSWERS = [
