@@ -126,6 +126,7 @@ class SamaEditPipeline(DiffusionPipeline):
         video = self._decode(latents)[:, :, :num_frames]
         return SamaEditOutput(frames=self.video_processor.postprocess_video(video, output_type=output_type))
 
+    @torch.no_grad()
     def encode_prompt(self, prompt: str) -> torch.Tensor:
         """One prompt, cleaned as Wan cleans it, to ``[1, text_length, text_dim]``, zero after its last token."""
         length = self.editing.config.text_length
