@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from math import prod
@@ -128,7 +129,8 @@ def _require_sizes(model: ModelRecipe, sizes: Mapping[str, Any], source: Source,
 def _published(sizes: Mapping[str, Any], source: Source) -> Recipe:
     overrides = [_FRESH_START]
     if source.folder is not None and source.folder != source.path and (source.path / "text_encoder").is_dir():
-        overrides += [f"encoders.{role}_path={source.path.resolve()}" for role in ("video", "text")]
+        pipeline = json.dumps(str(source.path.resolve()))
+        overrides += [f"encoders.{role}_path={pipeline}" for role in ("video", "text")]
     for path in PUBLISHED_RECIPES:
         recipe = load_recipe(path, overrides)
         if sizes and not _differences(recipe.model, sizes):

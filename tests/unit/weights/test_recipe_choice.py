@@ -28,12 +28,13 @@ def source_of(model: dict[str, Any] | Any, path: Path, folder: Path | None, diff
 @pytest.mark.parametrize("path", PUBLISHED_RECIPES)
 def test_a_published_size_brings_its_recipe_and_reads_the_pipelines_encoders(path: str, tmp_path: Path) -> None:
     published = load_recipe(path)
-    (tmp_path / "text_encoder").mkdir()
-    source = source_of(published.model, tmp_path, tmp_path / "transformer", diffusers=True)
+    pipeline = tmp_path / "my: weights #1"
+    (pipeline / "text_encoder").mkdir(parents=True)
+    source = source_of(published.model, pipeline, pipeline / "transformer", diffusers=True)
     recipe = choose_recipe("diffusers", source, None)
     assert recipe.model == published.model
     assert recipe.checkpoint.init_from is None and published.checkpoint.init_from is not None
-    assert recipe.encoders.video_path == recipe.encoders.text_path == tmp_path
+    assert recipe.encoders.video_path == recipe.encoders.text_path == pipeline
     assert recipe.encoders.semantic_path == published.encoders.semantic_path
 
 
