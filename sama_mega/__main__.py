@@ -186,6 +186,43 @@ def edit(
     )
 
 
+@app.command("import")
+def import_weights(
+    source_format: Annotated[
+        Literal["diffusers", "wan", "sama"],
+        typer.Argument(metavar="{diffusers|wan|sama}", help="Who wrote the weights."),
+    ],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder or the file of the weights.")],
+    out: Annotated[Path, typer.Option(metavar="CHECKPOINT", help="The checkpoint to write; must not exist.")],
+    recipe: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Of this model (default: by the weights' size, 14B or 1.3B).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a checkpoint of Wan2.1's or SAMA's published weights; every tensor is accounted for."""
+    from sama_mega.commands import import_weights as command
+
+    raise typer.Exit(command.run(source_format, path, out, recipe, as_json=as_json))
+
+
+@app.command("export")
+def export_weights(
+    checkpoint: CheckpointArgument,
+    target_format: Annotated[
+        Literal["diffusers", "sama"],
+        typer.Argument(metavar="{diffusers|sama}", help="A diffusers folder, or one file as SAMA's authors publish."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="The folder, or the .safetensors file; must not exist.")],
+    weights: WeightsOption = "ema",
+    dtype: Annotated[Literal["bf16", "fp32"], typer.Option(help="Precision of the tensors.")] = "bf16",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a checkpoint's weights for diffusers, or for the authors' code; every tensor is accounted for."""
+    from sama_mega.commands import export_weights as command
+
+    raise typer.Exit(command.run(checkpoint, target_format, out, weights, dtype, as_json=as_json))
+
+
 @app.command()
 def evaluate(
     checkpoint: CheckpointArgument,

@@ -19,6 +19,7 @@ from sama_mega.bench.shapes import ModelSize, Workload
 from sama_mega.config import build_recipe
 from sama_mega.config.schema import Recipe
 from sama_mega.model import build_model
+from sama_mega.model.diffusers_names import diffusers_name
 from sama_mega.model.name_map import from_released, to_released
 from sama_mega.model.recompute import run_with_recompute
 from sama_mega.parallel.runtime import ParallelContext
@@ -41,8 +42,6 @@ class Contender:
     weights: tuple[nn.Parameter, ...]
     gradients: Callable[[], dict[str, Tensor]]
 
-
-_DIFFUSERS_MODULES = {"norm3": "norm2", "ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2"}
 
 Build = Callable[[Mapping[str, Tensor], ModelSize, Workload], Contender]
 """From a block's weights under the released names, in the benchmark's precision but for `modulation`."""
@@ -172,14 +171,6 @@ def _cudnn_attention(x: Tensor) -> AbstractContextManager[Any]:
 
 def _diffusers_name(name: str) -> str:
     """Of a block's parameter, from its name in the released checkpoint."""
-    if name == "modulation":
-        return "scale_shift_table"
-    module, _, kind = name.rpartition(".")
-    for ours_, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2")):
-        if module.startswith(f"{ours_}.norm_"):
-            return f"{module.replace(ours_, theirs)}.{kind}"
-        if module == f"{ours_}.o":
-            return f"{theirs}.to_out.0.{kind}"
-        if module.startswith(f"{ours_}."):
-            return f"{theirs}.to_{module[-1]}.{kind}"
-    return f"{_DIFFUSERS_MODULES[module]}.{kind}"
+    theirs = diffusers_name(f"blocks.0.{name}")
+    assert theirs is not None, name
+    return theirs.removeprefix("blocks.0.")

@@ -19,6 +19,7 @@ from sama_mega.config import recipe_to_yaml
 from sama_mega.config.errors import CheckpointError
 from sama_mega.config.schema import Recipe
 from sama_mega.parallel.checkpoint_io import SHARD_SUFFIX, save_sharded
+from sama_mega.parallel.checkpoint_stream import CheckpointWriter
 from sama_mega.parallel.collectives import broadcast_object
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.parallel.sharded_state import ShardedState
@@ -59,6 +60,33 @@ def write_complete(
     except CheckpointError:
         if context.is_first_rank:
             shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def write_streamed(folder: Path, fill: Callable[[CheckpointWriter], None], saved: SavedState, recipe: Recipe) -> None:
+    """Writes a checkpoint tensor by tensor, in one process without process groups.
+
+    Args:
+        folder: Its name when it is complete; must not exist.
+        fill: Adds every tensor.
+        saved: For `state.json`.
+        recipe: For `recipe.yaml`.
+
+    Raises:
+        CheckpointError: The disk refuses. After this, and after anything that `fill` raises, nothing is left.
+    """
+    unfinished = unfinished_path(folder, saved.life)
+    try:
+        _prepare(unfinished, folder, _always)
+        with CheckpointWriter(unfinished) as writer:
+            fill(writer)
+            writer.finish()
+        _complete(unfinished, folder, saved, recipe, _always)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise CheckpointError(f"{folder} cannot be written: {error}: free the disk or choose another folder") from error
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
 
 

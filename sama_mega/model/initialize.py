@@ -7,7 +7,7 @@ rank's draw depends on another parameter or on how the model is spread.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import Any
 
@@ -33,6 +33,23 @@ def initialize_weights(model: SamaDiT, seed: int) -> None:
     """
     for name, parameter in model.named_parameters():
         parameter.copy_(_draw_slice(name, parameter, model, seed, _draw_for(name, model.recipe)))
+
+
+@torch.no_grad()
+def draw_whole(name: str, shape: Sequence[int], recipe: Recipe) -> Tensor:
+    """One fresh parameter, whole: what `initialize_weights` cuts its slices from.
+
+    Args:
+        name: Ours.
+        shape: Of the whole tensor.
+        recipe: Its `model` section says how parts start, `train.seed` what is drawn.
+
+    Returns:
+        Float32, on the CPU.
+    """
+    whole = torch.empty(tuple(shape), dtype=torch.float32)
+    _draw_for(name, recipe)(whole, _generator(recipe.train.seed, name))
+    return whole
 
 
 @torch.no_grad()

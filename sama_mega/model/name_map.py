@@ -24,6 +24,12 @@ _RENAMED = {
     "ffn.linear_out": "ffn.2",
 }
 _FUSED = {"self_attn.linear_qkv": ("q", "k", "v"), "cross_attn.linear_kv": ("k", "v")}
+_OURS = {released: ours for ours, released in _RENAMED.items()}
+_PLACES = {
+    f"{ours.partition('.')[0]}.{part}": (ours, index, len(parts))
+    for ours, parts in _FUSED.items()
+    for index, part in enumerate(parts)
+}
 _BLOCK = re.compile(r"^(blocks\.\d+\.)(.*)$")
 
 
@@ -45,6 +51,21 @@ def released_names(name: str) -> tuple[str, ...]:
         attention = module.partition(".")[0]
         return tuple(f"{prefix}{attention}.{part}.{kind}" for part in _FUSED[module])
     return (f"{prefix}{_RENAMED.get(module, module)}.{kind}" if module else name,)
+
+
+def our_place(released: str) -> tuple[str, int, int]:
+    """Undoes `released_names`: where a tensor of the released checkpoint lies in ours.
+
+    Returns:
+        Our name, which part of a fused projection it is, and of how many: 0 of 1 where nothing is fused.
+    """
+    block = _BLOCK.match(released)
+    prefix, inner = (block.group(1), block.group(2)) if block else ("", released)
+    module, _, kind = inner.rpartition(".")
+    if block and module in _PLACES:
+        ours, index, num_parts = _PLACES[module]
+        return f"{prefix}{ours}.{kind}", index, num_parts
+    return (f"{prefix}{_OURS.get(module, module)}.{kind}" if module else released), 0, 1
 
 
 def fuse(parts: list[Tensor], num_heads: int) -> Tensor:

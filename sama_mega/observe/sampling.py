@@ -1,10 +1,10 @@
-"""Progress of sampling."""
+"""Progress of sampling, and of anything else that counts its steps."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -35,5 +35,23 @@ def sampling_progress(num_steps: int, label: str = "sampling", shown: bool = Tru
             if shown and not console.is_terminal and tenths > told_tenths:
                 told_tenths = tenths
                 print(f"{label} {finished}/{num_steps}", file=sys.stderr, flush=True)
+
+        yield update
+
+
+@contextmanager
+def lazy_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """`sampling_progress` for work whose size is known only when it has begun.
+
+    Yields:
+        Call it with what is done and with how much there is to do.
+    """
+    with ExitStack() as shown:
+        updates: list[Callable[[int], None]] = []
+
+        def update(done: int, total: int) -> None:
+            if not updates:
+                updates.append(shown.enter_context(sampling_progress(total, label)))
+            updates[0](done)
 
         yield update

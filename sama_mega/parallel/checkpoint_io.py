@@ -27,7 +27,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from megatron.core.dist_checkpointing.validation import validate_sharding_integrity
 from torch.distributed.checkpoint import SavePlan, SavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
@@ -75,7 +75,7 @@ def save_sharded(state: ShardedState, folder: Path, group: dist.ProcessGroup | N
     described = gather_objects_on_first([piece.without_data() for piece in pieces.values()], group)
     _everywhere(folder, "write", lambda: validate_sharding_integrity(described) if is_first else None, group)
     _everywhere(folder, "write", lambda: _write_pieces(pieces, folder, group), group)
-    _everywhere(folder, "write", lambda: _write_common(folder) if is_first else None, group)
+    _everywhere(folder, "write", lambda: mark_complete(folder) if is_first else None, group)
 
 
 def load_sharded(template: ShardedState, folder: Path) -> None:
@@ -130,7 +130,9 @@ def read_plain(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
             reader = torch_checkpoint.FileSystemReader(folder)
             torch_checkpoint.load(tensors, storage_reader=reader, no_dist=True)
     except FAILURES as error:
-        raise CheckpointError(f"cannot read the checkpoint {folder}: {_reason(error)}{_FIXES['read']}") from error
+        raise CheckpointError(
+            f"cannot read the checkpoint {folder}: {failure_reason(error)}{_FIXES['read']}"
+        ) from error
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
 
@@ -169,7 +171,8 @@ def _write_pieces(pieces: dict[str, ShardedTensor], folder: Path, group: dist.Pr
     )
 
 
-def _write_common(folder: Path) -> None:
+def mark_complete(folder: Path) -> None:
+    """Adds what megatron needs beside the tensors; the last file of all says that they are complete."""
     # Empty, but megatron reads no folder without it; what is no tensor is in the caller's own files.
     torch.save({}, folder / COMMON_STATE_FNAME)
     # Last of all files: without it megatron and `_read_entries` take the folder for no checkpoint.
@@ -185,14 +188,23 @@ def _read_pieces(template: ShardedState, folder: Path) -> None:
         dist_checkpointing.load(dict(template), str(folder), validate_access_integrity=False)
 
 
-def _read_entries(folder: Path) -> dict[str, TensorStorageMetadata]:
+def read_metadata(folder: Path) -> Metadata:
+    """Where every piece of a checkpoint's tensors lies.
+
+    Raises:
+        CheckpointError: The folder holds no complete checkpoint.
+    """
     if not (folder / "metadata.json").is_file():
         raise CheckpointError(f"{folder} is not a complete checkpoint: it has no metadata.json")
     try:
-        metadata = torch_checkpoint.FileSystemReader(folder).read_metadata()
+        return torch_checkpoint.FileSystemReader(folder).read_metadata()
     except FAILURES as error:
-        raise CheckpointError(f"cannot read the checkpoint {folder}: {_reason(error)}{_FIXES['read']}") from error
-    entries = metadata.state_dict_metadata
+        reason = failure_reason(error)
+        raise CheckpointError(f"cannot read the checkpoint {folder}: {reason}{_FIXES['read']}") from error
+
+
+def _read_entries(folder: Path) -> dict[str, TensorStorageMetadata]:
+    entries = read_metadata(folder).state_dict_metadata
     return {key: entry for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
@@ -221,14 +233,14 @@ def _everywhere(folder: Path, verb: str, work: Callable[[], Result], group: dist
     except CheckpointError as error:
         problem = str(error)
     except FAILURES as error:
-        problem = f"cannot {verb} the checkpoint {folder}: {_reason(error)}{_FIXES[verb]}"
+        problem = f"cannot {verb} the checkpoint {folder}: {failure_reason(error)}{_FIXES[verb]}"
     problems = [other for other in gather_objects(problem, group) if other is not None]
     if problems:
         raise CheckpointError(problems[0])
     return cast(Result, result)
 
 
-def _reason(error: BaseException) -> str:
+def failure_reason(error: BaseException) -> str:
     """The innermost cause of torch's nested checkpoint errors, shortened."""
     failures = getattr(error, "failures", None)
     if failures:

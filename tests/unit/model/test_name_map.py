@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sama_mega.config import CheckpointError, Recipe, build_recipe
-from sama_mega.model import SamaDiT, build_model
+from sama_mega.model import SamaDiT, build_model, whole_shapes
 from sama_mega.model.config import transformer_config
 from sama_mega.model.name_map import from_released, fuse, released_names, to_released, unfuse
 from sama_mega.model.shards import load_whole
@@ -97,6 +97,9 @@ def test_published_sizes_have_the_released_names_and_shapes(
     ours = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     back = from_released(released, ours, recipe.model.num_heads)
     assert {name: tuple(tensor.shape) for name, tensor in back.items()} == ours
+    # What import and export go by knows neither a model nor its ranks.
+    assert whole_shapes.released_shapes(recipe.model) == expected
+    assert whole_shapes.our_shapes(recipe.model) == ours
 
 
 def test_the_14b_model_fills_the_released_file(context: ParallelContext, monkeypatch: pytest.MonkeyPatch) -> None:

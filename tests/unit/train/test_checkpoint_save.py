@@ -164,7 +164,7 @@ def full_disk(*_: object, **__: object) -> None:
     ("module", "name"),
     [
         (checkpoint_io, "_write_pieces"),
-        (checkpoint_io, "_write_common"),
+        (checkpoint_io, "mark_complete"),
         (write, "flush_to_disk"),
         (write, "recipe_to_yaml"),
         (os, "replace"),

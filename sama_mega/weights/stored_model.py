@@ -1,0 +1,95 @@
+"""A checkpoint's weights, one released tensor after the other, whatever layout wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sama_mega.checkpoint.folder import RECIPE_FILE, resolve_checkpoint
+from sama_mega.config.errors import CheckpointError, ConfigError
+from sama_mega.config.load import load_recipe
+from sama_mega.config.schema import Recipe
+from sama_mega.model.name_map import released_names, unfuse
+from sama_mega.model.whole_shapes import our_shapes
+from sama_mega.parallel.checkpoint_stream import CheckpointReader
+from sama_mega.weights.formats import show_some
+
+Weights = Literal["ema", "model"]
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """Weights of a checkpoint.
+
+    Attributes:
+        checkpoint: Its folder.
+        recipe: That made it.
+        weights: Which of its two sets.
+        reader: Of its tensors.
+    """
+
+    checkpoint: Path
+    recipe: Recipe
+    weights: Weights
+    reader: CheckpointReader
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One whole parameter by our name."""
+        return self.reader.read(f"{self.weights}.{name}", dtype)
+
+    def released(self, names: list[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Released name and tensor of our parameters, one parameter in memory at a time.
+
+        Args:
+            names: Ours.
+            dtype: Of the tensors.
+        """
+        for name in names:
+            parts = released_names(name)
+            yield from zip(parts, unfuse(self.read(name, dtype), len(parts), self.recipe.model.num_heads), strict=True)
+
+
+def open_stored_model(path: Path, weights: Weights) -> StoredModel:
+    """Opens a checkpoint for export, strictly.
+
+    Args:
+        path: A checkpoint or a run folder.
+        weights: ``ema`` or ``model``.
+
+    Raises:
+        CheckpointError: It is none, or its tensors are not those of its recipe's model.
+        ConfigError: Its model has no counterpart among the published ones.
+    """
+    checkpoint = resolve_checkpoint(path)
+    recipe = load_recipe(checkpoint / RECIPE_FILE)
+    if recipe.model.roles != "segment":
+        raise ConfigError(
+            f"{checkpoint}: model.roles is {recipe.model.roles}: only models with type embeddings (segment) can be"
+            " exported, because published code knows no other"
+        )
+    reader = CheckpointReader(checkpoint)
+    prefix = f"{weights}."
+    stored = {key.removeprefix(prefix): shape for key, shape in reader.shapes.items() if key.startswith(prefix)}
+    wanted = our_shapes(recipe.model)
+    misshapen = [
+        f"{name}: {list(stored[name])}, must be {list(shape)}"
+        for name, shape in wanted.items()
+        if name in stored and stored[name] != shape
+    ]
+    problems = [
+        f"{kind} {len(names)} ({show_some(names)})"
+        for kind, names in (
+            ("missing", sorted(wanted.keys() - stored.keys())),
+            ("unused", sorted(stored.keys() - wanted.keys())),
+            ("wrong shape", misshapen),
+        )
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{checkpoint} does not hold the {weights} weights of its recipe: {'; '.join(problems)}")
+    return StoredModel(checkpoint, recipe, weights, reader)

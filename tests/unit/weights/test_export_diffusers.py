@@ -1,0 +1,63 @@
+"""Which components an exported folder has, by where the recipe's encoders lie."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sama_mega.weights.export_diffusers import export_diffusers
+from sama_mega.weights.import_weights import import_weights
+from sama_mega.weights.stored_model import open_stored_model
+from tests.support.pretrained_folders import pretrained_encoders, pretrained_weights
+from tests.support.wan_weights import load_pipeline, write_tiny_recipe, write_wan_transformer
+
+
+def export_with(folder: Path, changes: dict[str, Any]) -> Path:
+    write_wan_transformer(folder / "transformer", text_dim=changes.get("model.text_dim", 16))
+    recipe = write_tiny_recipe(folder / "recipe.yaml", changes)
+    import_weights("diffusers", folder / "transformer", folder / "imported", str(recipe))
+    return export_diffusers(open_stored_model(folder / "imported", "ema"), folder / "exported", torch.float32)
+
+
+def components(exported: Path) -> dict[str, str | None]:
+    index = json.loads((exported / "model_index.json").read_text())
+    return {name: index[name][1] for name in ("vae", "text_encoder", "tokenizer")}
+
+
+def test_built_in_encoders_leave_their_places_empty(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    exported = export_with(tmp_path, {})
+    assert components(exported) == {"vae": None, "text_encoder": None, "tokenizer": None}
+    pipe = load_pipeline(exported, tmp_path_factory)
+    with pytest.raises(ValueError, match=r"the pipeline has no vae: give from_pretrained\(\.\.\., vae=\.\.\.\)"):
+        pipe([], "make it red")
+    card = (exported / "README.md").read_text()
+    assert "vae=vae, text_encoder=text_encoder" in card and "Imported and not trained since." in card
+
+
+def test_components_of_their_own_with_the_tokenizer_inside(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    weights = pretrained_weights(tmp_path_factory)
+    text = tmp_path / "my_text_encoder"
+    shutil.copytree(weights / "text_encoder", text)
+    shutil.copy(weights / "tokenizer" / "tokenizer.json", text)
+    changes = pretrained_encoders(weights)
+    changes |= {"encoders.video_path": str(weights / "vae"), "encoders.text_path": str(text)}
+    exported = export_with(tmp_path, changes)
+    assert None not in components(exported).values()
+    assert [path.name for path in (exported / "tokenizer").iterdir()] == ["tokenizer.json"]
+    # Gigabytes are not copied where the disk can give a file a second name.
+    name = "diffusion_pytorch_model.safetensors"
+    assert (exported / "vae" / name).samefile(weights / "vae" / name)
+    prompt = load_pipeline(exported, tmp_path_factory).encode_prompt("[Video edit] make it bigger")
+    assert prompt.shape == (1, 16, changes["model.text_dim"]) and prompt[0, 0].any() and not prompt[0, -1].any()
+
+
+def test_encoders_that_are_gone_are_left_out(tmp_path: Path) -> None:
+    changes = {"encoders.video": "wan", "encoders.video_path": str(tmp_path / "gone")}
+    assert components(export_with(tmp_path, changes))["vae"] is None
