@@ -19,7 +19,7 @@ from sama_data.dataset import Dataset, Part, concatenate, name_rows
 from sama_data.errors import DataError
 from sama_data.manifest_writer import ROWS_PER_GROUP, write_jsonl, write_parquet
 from sama_data.places import Places
-from sama_data.rows import KNOWN_COLUMNS, Row
+from sama_data.rows import KNOWN_COLUMNS, NOT_JSON_FIX, Row
 from sama_data.stored_rows import HeldRows, ParquetRows, StoredRows
 
 __all__ = ["Dataset", "Row", "load_blend", "load_manifest", "write_jsonl", "write_parquet"]
@@ -52,7 +52,9 @@ def load_manifest(path: Path | str) -> Dataset:
     try:
         rows = _open_parquet(path) if _starts_with(path, _PARQUET_MAGIC) else _read_jsonl(path)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: the manifest does not exist: check data.manifest") from error
+        raise DataError(f"{path}: the manifest does not exist: check its path (in a recipe, data.manifest)") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path}: is a folder: name the manifest in it, JSONL or Parquet") from error
     except OSError as error:
         raise DataError(f"{path}: the manifest cannot be read: {error.strerror or error}") from error
     if len(rows) == 0:
@@ -113,7 +115,7 @@ def _records(file: BinaryIO, path: Path, look: Callable[[bytes], None]) -> Itera
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:  # also not UTF-8, or nested too deep
-            raise DataError(f"{place}: is not JSON: {error}; write one object a line") from error
+            raise DataError(f"{place}: is not JSON: {error}; {NOT_JSON_FIX}") from error
         if not isinstance(record, dict):
             raise DataError(f"{place}: must be a JSON object, not {type(record).__name__}")
         yield number, record

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from sama_data.columns import FILE_SCHEMA
 from sama_data.errors import DataError
 from sama_data.manifest_writer import ROWS_PER_GROUP
-from sama_data.rows import KNOWN_COLUMNS, PATH_COLUMNS, is_absent, parse_row
+from sama_data.rows import KNOWN_COLUMNS, NOT_JSON_FIX, PATH_COLUMNS, is_absent, parse_row
 
 Transform = Callable[[pa.RecordBatch, int], pa.RecordBatch]
 
@@ -203,7 +203,7 @@ def _jsonl_record(line: bytes, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: is not JSON: {error}; write one object a line") from error
+        raise DataError(f"{place}: is not JSON: {error}; {NOT_JSON_FIX}") from error
     if not isinstance(record, dict):
         raise DataError(f"{place}: must be a JSON object, not {type(record).__name__}")
     parse_row(record, place)

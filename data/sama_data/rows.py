@@ -50,6 +50,7 @@ KNOWN_COLUMNS: tuple[str, ...] = (
     *FLAG_COLUMNS,
     *NUMBER_COLUMNS,
 )
+NOT_JSON_FIX = "write one object a line, or make a manifest of another list with data ingest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +180,10 @@ def _paths_and_text(present: Mapping[str, Any], record: Mapping[str, Any], place
     missing = [key for key in needed if key not in present]
     if missing:
         found = ", ".join(str(key) for key in record) or "nothing"
+        hint = "" if set(PATH_COLUMNS) & record.keys() else "; data ingest makes a manifest of another tool's list"
         raise DataError(
             f"{place}: needs source, target, instruction (an edit) or video, caption (a raw clip); "
-            f"no {missing[0]!r} among its keys: {found}"
+            f"no {missing[0]!r} among its keys: {found}{hint}"
         )
     *source, target, text = (_text(present, key, place) for key in needed)
     return (source[0] if is_edit else None), target, text

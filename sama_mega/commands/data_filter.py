@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sama_data.errors import DataError
-from sama_data.filter.criteria import Criteria, parse_min_scores, parse_tasks, simplified_licence
+from sama_data.filter.criteria import SCORES, Criteria, parse_min_scores, parse_tasks, simplified_licence
 from sama_data.filter.manifest import FilterReport, filter_manifest
 
 
@@ -53,8 +53,8 @@ def run(
     if not report.num_kept:
         reason, count = next(iter(report.dropped().items()))
         raise DataError(
-            f"{manifest}: no row is left, {count} of {report.num_rows} for {reason!r}: nothing is written; loosen "
-            "the options (--keep-unscored keeps edits without scores), or score the manifest first (data score)"
+            f"{manifest}: no row is left, {count} of {report.num_rows} for {reason!r}: nothing is written; "
+            f"{_way_out(report)}"
         )
     print(f"{report.num_kept} of {report.num_rows} rows ({report.num_kept / report.num_rows:.1%}) in {out}")
     if as_json:
@@ -69,6 +69,12 @@ def run(
         }
         print(json.dumps(values))
     return 0
+
+
+def _way_out(report: FilterReport) -> str:
+    if any(reason.removeprefix("no ") in SCORES for reason in report.dropped()):
+        return "score the manifest first (data score), or keep edits without scores (--keep-unscored)"
+    return "loosen the options, or filter another manifest"
 
 
 def _show(report: FilterReport) -> None:

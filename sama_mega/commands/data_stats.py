@@ -140,7 +140,7 @@ def _shares(stats: Stats) -> Table:
             f"{share.rows:,}",
             f"{share.per_epoch:,}",
             f"{share.per_step:.1f}",
-            f"{share.passes:.3g}",
+            _passes(share.passes),
         )
     return table
 
@@ -176,10 +176,15 @@ def _imbalance(stats: Stats) -> Table:
     return table
 
 
+def _passes(number: float) -> str:
+    """Three digits, but none in powers of ten."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def _notes(stats: Stats, missing: Sequence[str]) -> Iterator[str]:
     tokens = stats.tokens_per_step
     yield f"tokens     a step: {tokens.p50:,.0f} (half of the steps), at most {tokens.max:,.0f}"
-    epochs = ", ".join(f"{count:.3g} of the {kind}s" for kind, count in stats.epochs.items())
+    epochs = ", ".join(f"{_passes(count)} of the {kind}s" for kind, count in stats.epochs.items())
     yield f"epochs     in {stats.train_steps:,} steps: {epochs}"
     if stats.unknown_sizes:
         yield f"unknown    sizes of {stats.unknown_sizes:,} rows count as the first bucket: data probe measures them"

@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _why_no_gpu() -> str | None:
     if not _is_there("torch"):
-        return "torch is not installed"
+        return f"{sys.executable} has no torch: make install, or make gpu-check GPU_PYTHON=another interpreter"
     import torch
 
     if not torch.cuda.is_available():

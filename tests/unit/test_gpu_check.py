@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ LACKING = check.Step("lacking", ("-c", ""), {"nowhere.to.be.found": "a-package",
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main([]) == check.NOT_RUN
     assert capsys.readouterr().err.startswith("gpu-check: no GPU: torch ")
+
+
+def test_an_interpreter_without_torch_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "_is_there", lambda name: name != "torch")
+    assert check.main([]) == check.NOT_RUN
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sys.executable in line and "GPU_PYTHON=" in line
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from sama_data.rows import kind_of, parse_row
 _CHUNK_ROWS = 2048
 _ROWS_OF_A_THREAD = 128
 _MOST_WORKERS = 16
+_ENDINGS = (".parquet", ".pq", ".jsonl")
 
 Progress = Callable[[int, int], None]
 _Found = tuple[Clip | None, Clip | None]  # source and target
@@ -80,7 +81,7 @@ def ingest(
     Args:
         name: One of `registry.SETS`.
         source: Where the dataset is: a folder, or for most sets the file that lists its rows.
-        out: The manifest; JSONL if it is called so, else Parquet. An existing one is replaced.
+        out: The manifest, `.parquet` or `.jsonl`. An existing one is replaced, and folders are made.
         media: The folder with the clips, where it is not the source's.
         limit: Rows to write at most.
         keep_missing: Whether rows whose clips are not there are written too.
@@ -89,10 +90,11 @@ def ingest(
 
     Raises:
         DataError: There is no such set, the source is not laid out as the set's, no row can be kept, or the
-            manifest cannot be written.
+            manifest has another ending or cannot be written.
     """
     started = time.monotonic()
     chosen = find_set(name)
+    write = _writer(Path(out))
     job = _job(source, media, 1 if limit else workers, Advance(on_progress), Path(out))
     run = _Run(chosen, job, Path(out), keep_missing)
     rows = run.rows()
@@ -101,7 +103,6 @@ def ingest(
     first = next(rows, None)
     if first is None:
         raise DataError(run.why_empty())
-    write = write_jsonl if run.out.suffix.lower() == ".jsonl" else write_parquet
     write(run.counted(chain([first], rows)), run.out)
     skips = run.skips
     return Summary(
@@ -114,6 +115,15 @@ def ingest(
         hint=run.hint(),
         seconds=time.monotonic() - started,
     )
+
+
+def _writer(out: Path) -> Callable[[Iterator[dict[str, Any]], Path], None]:
+    """How a manifest of this name is written; asked before hours of reading."""
+    if out.suffix.lower() not in _ENDINGS:
+        raise DataError(f"--out ({out}) must end in .parquet, or in .jsonl for one a person can read")
+    if out.is_dir():
+        raise DataError(f"--out ({out}) is a folder: name a file in it")
+    return write_jsonl if out.suffix.lower() == ".jsonl" else write_parquet
 
 
 def _job(source: Path, media: Path | None, workers: int | None, advance: Advance, out: Path) -> Job:

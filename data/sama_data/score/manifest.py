@@ -72,7 +72,7 @@ def ask_all(
         report: Called after each pair with the pairs done, those of them without scores, and all pairs.
 
     Raises:
-        EndpointError: The endpoint refuses us, or fails for too many rows in a row.
+        EndpointError: The endpoint refuses us, fails for too many rows in a row, or was there for none.
         DataError: The journal cannot be written, or a clip has a URL that cannot be read here.
     """
     run = _Run(dataset, plan, judge, endpoint, journal, report)
@@ -83,6 +83,7 @@ def ask_all(
         if ours is None or others is not None:
             raise
         raise ours.exceptions[0] from None
+    run.check_endpoint_was_there()
     return run.outcome
 
 
@@ -166,6 +167,7 @@ class _Run:
         self._journal = journal
         self._report = report
         self._num_done = self._num_failed = self._failed_in_a_row = 0
+        self._num_absent, self._last_absence = 0, ""
 
     async def all(self) -> None:
         num_threads = max(1, min(_MAX_DECODE_THREADS, os.cpu_count() or 1))
@@ -178,6 +180,14 @@ class _Run:
         finally:
             self.outcome.num_requests = client.num_requests
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def check_endpoint_was_there(self) -> None:
+        """Raises where no row at all got as far as an answer, good or bad: a manifest of that would tell nothing."""
+        if self._num_absent and self._num_absent == self._total:
+            raise EndpointError(
+                f"{self._endpoint.chat_url}: none of {self._total} rows got an answer, the last for: "
+                f"{self._last_absence}; nothing is written: start this command again when the endpoint is there"
+            )
 
     async def _work(self, client: JudgeClient, pool: ThreadPoolExecutor, questions: Iterator[Question]) -> None:
         for question in questions:
@@ -212,6 +222,8 @@ class _Run:
         if error.is_final:
             sample_id = self._dataset[question.index].sample_id
             await asyncio.to_thread(self._journal.give_up, question.key, sample_id, error.reason)
+        else:
+            self._num_absent, self._last_absence = self._num_absent + 1, error.reason
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= self._endpoint.max_failed_rows:
             raise EndpointError(

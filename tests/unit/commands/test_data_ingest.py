@@ -54,6 +54,18 @@ def test_wrong_input_is_one_line_and_status_2(source, tmp_path, capsys):
     assert not (tmp_path / "m.parquet").exists()
 
 
+@pytest.mark.parametrize(
+    ("out", "message"), [("m.csv", "must end in .parquet"), ("m", "must end in"), ("folder.parquet", "is a folder")]
+)
+def test_a_wrong_name_for_the_manifest_is_told_before_anything_is_read(source, tmp_path, capsys, out, message):
+    (tmp_path / "folder.parquet").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert run("data", "ingest", "openve", source, "--out", tmp_path / out) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f"{out}) {message}" in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_the_list_of_sets(capsys):
     assert run("data", "ingest", "--list", "--json") == 0
     shown = capsys.readouterr().out

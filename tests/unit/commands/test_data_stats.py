@@ -47,6 +47,7 @@ def test_a_recipe_is_shown_as_tables_and_json(capsys, manifest):
     assert status == 0
     for expected in ("[red]pictures", "free", "64x64", "4 images and 8 videos a step", "unknown    sizes of 12 rows"):
         assert expected in out
+    assert "775 of the images, 3,100 of the videos" in out and "e+0" not in out
     found = json.loads(out.splitlines()[-1])
     assert [one["ranks"] for one in found["imbalance"]] == [1, 2]
     assert found["imbalance"][0]["slowest"]["max"] == 1.0

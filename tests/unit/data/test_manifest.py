@@ -208,9 +208,17 @@ def test_text_that_is_not_json_is_named(tmp_path):
     path.write_bytes(json.dumps(RAW).encode() + b"\n\nnot json\n")
     with pytest.raises(DataError, match=r"m\.jsonl line 3: is not JSON"):
         load_manifest(path)
+    path.write_text("video,prompt\na.mp4,A cat.\n")  # a list of another tool's
+    with pytest.raises(DataError, match=r"line 1: is not JSON.*data ingest"):
+        load_manifest(path)
     path.write_bytes(b'{"video": "\xff.mp4"}\n')
     with pytest.raises(DataError, match=r"m\.jsonl line 1: is not JSON"):
         load_manifest(path)
+
+
+def test_a_list_of_another_tool_is_told_where_to_go(tmp_path):
+    with pytest.raises(DataError, match="among its keys: video_path, caption; data ingest makes a manifest of"):
+        load_manifest(write_lines(tmp_path / "m.jsonl", {"video_path": "b.mp4", "caption": "x"}))
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
@@ -221,9 +229,11 @@ def test_an_empty_manifest(tmp_path, content):
 
 
 def test_a_missing_manifest_and_a_folder(tmp_path):
-    with pytest.raises(DataError, match=r"none\.jsonl: the manifest does not exist: check data\.manifest"):
+    with pytest.raises(
+        DataError, match=r"none\.jsonl: the manifest does not exist: check its path \(in a recipe, data\.manifest"
+    ):
         load_manifest(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="the manifest cannot be read: Is a directory"):
+    with pytest.raises(DataError, match="is a folder: name the manifest in it"):
         load_manifest(tmp_path)
 
 

@@ -315,7 +315,10 @@ def test_the_command_writes_nothing_when_nothing_is_left(tmp_path, capsys):
     assert run_command(manifest, "--out", tmp_path / "out.parquet") == 2
     captured = capsys.readouterr()
     assert "no if_score" in captured.out
-    assert "no row is left, 2 of 2 for 'no if_score': nothing is written" in captured.err
+    assert "no row is left, 2 of 2 for 'no if_score': nothing is written; score the manifest first" in captured.err
+    assert run_command(manifest, "--out", tmp_path / "out.parquet", "--task", "gone", "--keep-unscored") == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.endswith("nothing is written; loosen the options, or filter another manifest")  # scores would not help
     assert not (tmp_path / "out.parquet").exists()
 
 

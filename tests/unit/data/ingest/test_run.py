@@ -287,12 +287,13 @@ def test_names_with_more_and_with_fewer_folders_are_those_of_one_clip(tmp_path):
 
 
 def test_a_list_is_not_replaced_by_its_manifest(tmp_path):
-    source = many(tmp_path / "src", 3, {1})
-    before = (source / "metadata.csv").read_bytes()
-    for given in (source, source / "metadata.csv"):
+    source = write_clips(tmp_path / "src", "a.mp4", "b.mp4")
+    listed = json.dumps({"video_path": "b.mp4", "control_path": "a.mp4", "caption": "Red."}) + "\n"
+    write_files(source, {"train.jsonl": listed})
+    for given in (source, source / "train.jsonl"):
         with pytest.raises(DataError, match="is one of the lists that are read"):
-            ingest("diffsynth", given, source / "metadata.csv")
-    assert (source / "metadata.csv").read_bytes() == before
+            ingest("diffusion_pipe", given, source / "train.jsonl")
+    assert (source / "train.jsonl").read_text() == listed
 
 
 def test_a_manifest_of_before_is_not_read_as_a_list(tmp_path):

@@ -163,6 +163,17 @@ def test_an_endpoint_that_fails_for_row_after_row_stops_the_run(write_manifest, 
     assert len(server.asked) in (20, 21) and not out.exists()
 
 
+def test_an_endpoint_that_is_not_there_gives_no_manifest(write_manifest, tmp_path, capsys):
+    manifest, out = write_manifest(*pairs(3)), tmp_path / "out.parquet"
+    with serve() as server:
+        url = server.url
+    options = [manifest, "--out", out, "--endpoint", url, "--attempts", "1", *QUICK]
+    assert run(*options) == 2
+    (message,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert "none of 3 rows got an answer, the last for: the connection failed" in message
+    assert not out.exists()
+
+
 def test_a_wrong_key_stops_at_once_and_is_nowhere(write_manifest, tmp_path, capsys, monkeypatch):
     manifest, out = write_manifest(*pairs(6)), tmp_path / "out.parquet"
     monkeypatch.setenv("MY_KEY", " sk-secret\n")
