@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sama_kernels.dispatch import BUILT, choose_backend
+from sama_kernels.attention import unavailable
+from sama_kernels.dispatch import ATTENTION, BUILT, choose_backend
 from sama_mega.bench.clock import Spread, time_in_turns
 from sama_mega.bench.kernel_cases import Inputs, KernelCase, Outputs, Shard
 from sama_mega.bench.parity import FLOAT32_FLOOR, MAX_RATIO
@@ -36,6 +37,7 @@ class KernelRow:
         forward_flops_per_second: Where products bound it.
         backward_flops_per_second: Likewise.
         problem: Why there is no time.
+        broken: Whether it is there, and yet raised an error or is wrong.
     """
 
     kernel: str
@@ -49,21 +51,31 @@ class KernelRow:
     forward_flops_per_second: float | None = None
     backward_flops_per_second: float | None = None
     problem: str | None = None
+    broken: bool = False
 
 
-def contenders_of(case: KernelCase, device_type: str, compile_reference: bool) -> dict[str, Run | str]:
-    """Who computes an operation on this kind of device: a function, or why it cannot."""
+def contenders_of(
+    case: KernelCase, device: torch.device, dtype: torch.dtype, compile_reference: bool
+) -> dict[str, Run | str]:
+    """Who computes an operation on this device: a function, or why it cannot."""
     found: dict[str, Run | str] = {}
     for backend in BUILT[case.operation]:
-        try:
-            choose_backend(case.operation, backend, device_type)
-        except (ValueError, ImportError) as error:
-            found[backend] = str(error)
-            continue
-        found[backend] = partial(_by_backend, case, backend)
+        reason = _why_not(case.operation, backend, device, dtype)
+        found[backend] = reason or partial(_by_backend, case, backend)
     if compile_reference:
-        found[COMPILED] = torch.compile(partial(_by_backend, case, EAGER))
+        # Every case calls the same function: after a few recompilations torch would run it uncompiled, without an
+        # error. And a second shape would be compiled for any size, which is slower than for the one that is timed.
+        torch.compiler.reset()
+        found[COMPILED] = torch.compile(partial(_by_backend, case, EAGER), dynamic=False)
     return found | {CHAIN: case.chain}
+
+
+def _why_not(operation: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    try:
+        choose_backend(operation, backend, device.type)
+    except ValueError as error:
+        return str(error)
+    return unavailable(backend, device, dtype) if operation == ATTENTION else None
 
 
 def _by_backend(case: KernelCase, backend: str, given: Inputs, shard: Shard) -> Outputs:
@@ -105,13 +117,15 @@ def bench_kernel(
         try:
             error, limit = errors.of(run)
         except (ImportError, NotImplementedError, RuntimeError) as failure:
-            rows[contender] = KernelRow(name, contender, problem=str(failure).splitlines()[0])
+            lines = str(failure).splitlines() or [type(failure).__name__]
+            broken = not isinstance(failure, ImportError)
+            rows[contender] = KernelRow(name, contender, problem=lines[0], broken=broken)
             continue
         rows[contender] = KernelRow(name, contender, error, limit)
         if error <= limit:
             right[contender] = run
         else:
-            rows[contender] = KernelRow(name, contender, error, limit, problem="parity is red")
+            rows[contender] = KernelRow(name, contender, error, limit, problem="parity is red", broken=True)
     timed = _time(name, case, right, rows, shard, device, dtype, rounds)
     return [timed.get(contender, rows[contender]) for contender in contenders]
 
