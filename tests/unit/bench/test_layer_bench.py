@@ -148,6 +148,31 @@ def test_attention_is_chosen_for_the_mode_that_is_timed(
     assert modes == list(bench_layer.MODES)
 
 
+@pytest.mark.parametrize("part", ["output", "gradient"])
+@pytest.mark.parametrize("factor", [1.2, float("nan")])
+def test_a_block_that_is_wrong_at_the_timed_size_alone_gets_no_time(part: str, factor: float) -> None:
+    """As by an offset that overflows: in one token of many."""
+
+    def build(weights: dict[str, Tensor], size: object, work: object) -> Contender:
+        contender = chain()(weights, TOY, work)
+        spoiled = torch.ones(work.batch, work.num_tokens, 1)
+        spoiled[0, -1] = 1.0 if work is PARITY_WORKLOAD else factor
+
+        def run(x: Tensor, modulation: Tensor, text: Tensor) -> Tensor:
+            if part == "gradient":
+                x.register_hook(lambda gradient: gradient * spoiled)
+                return contender.run(x, modulation, text)
+            return contender.run(x, modulation, text) * spoiled
+
+        return replace(contender, run=run)
+
+    contenders = {"right": chain(), "wrong": build, "also right": diffusers()}
+    rows = run_layer_bench(contenders, TOY, {"toy": WORKLOADS["toy"]}, CPU, torch.float32, 1, lambda what: None)
+    right, wrong, also_right = rows
+    assert right.seconds and also_right.seconds and wrong.parity is not None and wrong.parity.ok
+    assert wrong.seconds is None and wrong.problem is not None and wrong.problem.startswith("wrong at this size")
+
+
 def test_functions_take_turns() -> None:
     order: list[str] = []
     spreads = time_in_turns([lambda: order.append("a"), lambda: order.append("b")], CPU, warmups=1, rounds=3)
