@@ -67,6 +67,24 @@ def test_a_wrong_kernel_gets_no_time(wrong: str) -> None:
     assert found[CHAIN].forward is not None and found[CHAIN].forward_bytes_per_second
 
 
+@pytest.mark.parametrize("part", ["output", "gradient"])
+def test_a_kernel_that_is_wrong_at_the_timed_size_alone_gets_no_time(part: str) -> None:
+    case, timed = CASES["gate_residual"], replace(SMALL, work=WORKLOADS["toy"])
+
+    def run(given: Inputs, shard: Shard) -> Outputs:
+        (output,) = case.chain(given, shard)
+        spoiled = torch.ones_like(output)
+        spoiled[-1] = 1.0 if shard is SMALL else float("nan")
+        if part == "gradient":
+            return (output + (spoiled - 1).nan_to_num(1.0) * (given["x"] - given["x"].detach()),)
+        return (output * spoiled,)
+
+    rows = bench_kernel("case", case, {"wrong": run, CHAIN: case.chain}, SMALL, timed, CPU, torch.float32, rounds=1)
+    wrong, chain = rows
+    assert chain.forward is not None and chain.problem is None
+    assert wrong.forward is None and wrong.broken and str(wrong.problem).startswith("wrong at this size")
+
+
 def test_bytes_and_flops_of_a_14b_shard() -> None:
     shard = Shard(MODELS["14b"], WORKLOADS["81-frames"], tensor=8)
     assert shard.rows == (8199, 1, 5120) and shard.heads == (65_585, 1, 5, 128)
