@@ -43,6 +43,14 @@ def test_another_loss_than_plain_torchs_is_wrong(loss: float, wrong: bool) -> No
     assert bench_train._wrong(rows, torch.float32) == wrong
 
 
+def test_without_plain_torchs_loss_nothing_is_shown() -> None:
+    rows = [
+        TrainRow("sama-mega, none", 1, (2.0, 1.5), Spread.of([1.0])),
+        TrainRow(bench_train.REFERENCE, 0, problem="out of memory"),
+    ]
+    assert bench_train._wrong(rows, torch.float32)
+
+
 def test_a_model_that_does_not_learn_gets_no_time() -> None:
     (row,) = run_train_bench(
         {"stuck": lambda *_: Trainer(lambda: 1.0, 7)},
