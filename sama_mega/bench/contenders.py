@@ -58,7 +58,7 @@ def ours(context: ParallelContext, recompute: str, attention: str, precision: st
     """
 
     def build(weights: Mapping[str, Tensor], size: ModelSize, work: Workload) -> Contender:
-        recipe = _recipe_of(size, precision, attention)
+        recipe = _recipe_of(size, precision, recompute, attention)
         (model,) = build_model(recipe, context, initialize=False)
         block = model.blocks["0"]
         parameters = dict(block.named_parameters())
@@ -119,10 +119,12 @@ def diffusers(recompute: bool = False, compiled: bool = False) -> Build:
             part.float().repeat_interleave(2, dim=1)[None, :, None] for part in (factors.real, factors.imag)
         )
         if compiled:
-            block.compile(fullgraph=True)
+            # For this size alone: after the one that parity is checked at, torch would compile for any.
+            torch.compiler.reset()
+            block.compile(fullgraph=True, dynamic=False)
 
         def run(x: Tensor, time_modulation: Tensor, text: Tensor) -> Tensor:
-            with _cudnn_attention(x):
+            with cudnn_attention(x):
                 output: Tensor = block(x, text, time_modulation, (cosine, sine))
             return output
 
@@ -131,7 +133,7 @@ def diffusers(recompute: bool = False, compiled: bool = False) -> Build:
     return build
 
 
-def _recipe_of(size: ModelSize, precision: str, attention: str) -> Recipe:
+def _recipe_of(size: ModelSize, precision: str, recompute: str, attention: str) -> Recipe:
     return build_recipe(
         {
             "model": {
@@ -142,7 +144,13 @@ def _recipe_of(size: ModelSize, precision: str, attention: str) -> Recipe:
                 "text_length": size.text_length,
                 "norm_eps": EPS,
             },
-            "train": {"stage": 1, "steps": 1, "run_folder": "unused", "precision": precision},
+            "train": {
+                "stage": 1,
+                "steps": 1,
+                "run_folder": "unused",
+                "precision": precision,
+                "recompute": recompute,
+            },
             "kernels": {"attention": attention},
         },
         "bench layer",
@@ -165,7 +173,8 @@ def _twice(run: Run) -> Run:
     return checkpointed
 
 
-def _cudnn_attention(x: Tensor) -> AbstractContextManager[Any]:
+def cudnn_attention(x: Tensor) -> AbstractContextManager[Any]:
+    """The fastest attention in torch, for a peer that leaves the choice to torch; in float32 torch's own choice."""
     return sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if x.is_cuda and x.dtype != torch.float32 else nullcontext()
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sama_kernels.dispatch import BUILT, choose_backend
+from sama_kernels.attention import unavailable
+from sama_kernels.dispatch import ATTENTION, BUILT, choose_backend
 from sama_mega.bench.clock import Spread, time_in_turns
 from sama_mega.bench.kernel_cases import Inputs, KernelCase, Outputs, Shard
-from sama_mega.bench.parity import FLOAT32_FLOOR, MAX_RATIO
+from sama_mega.bench.parity import FLOAT32_FLOOR, MAX_RATIO, SizeCheck
 
 Run = Callable[[Inputs, Shard], Outputs]
 CHAIN = "authors' chain"
@@ -36,6 +37,7 @@ class KernelRow:
         forward_flops_per_second: Where products bound it.
         backward_flops_per_second: Likewise.
         problem: Why there is no time.
+        broken: Whether it is there, and yet raised an error or is wrong.
     """
 
     kernel: str
@@ -49,21 +51,31 @@ class KernelRow:
     forward_flops_per_second: float | None = None
     backward_flops_per_second: float | None = None
     problem: str | None = None
+    broken: bool = False
 
 
-def contenders_of(case: KernelCase, device_type: str, compile_reference: bool) -> dict[str, Run | str]:
-    """Who computes an operation on this kind of device: a function, or why it cannot."""
+def contenders_of(
+    case: KernelCase, device: torch.device, dtype: torch.dtype, compile_reference: bool
+) -> dict[str, Run | str]:
+    """Who computes an operation on this device: a function, or why it cannot."""
     found: dict[str, Run | str] = {}
     for backend in BUILT[case.operation]:
-        try:
-            choose_backend(case.operation, backend, device_type)
-        except (ValueError, ImportError) as error:
-            found[backend] = str(error)
-            continue
-        found[backend] = partial(_by_backend, case, backend)
+        reason = _why_not(case.operation, backend, device, dtype)
+        found[backend] = reason or partial(_by_backend, case, backend)
     if compile_reference:
-        found[COMPILED] = torch.compile(partial(_by_backend, case, EAGER))
+        # Every case calls the same function: after a few recompilations torch would run it uncompiled, without an
+        # error. And a second shape would be compiled for any size, which is slower than for the one that is timed.
+        torch.compiler.reset()
+        found[COMPILED] = torch.compile(partial(_by_backend, case, EAGER), dynamic=False)
     return found | {CHAIN: case.chain}
+
+
+def _why_not(operation: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    try:
+        choose_backend(operation, backend, device.type)
+    except ValueError as error:
+        return str(error)
+    return unavailable(backend, device, dtype) if operation == ATTENTION else None
 
 
 def _by_backend(case: KernelCase, backend: str, given: Inputs, shard: Shard) -> Outputs:
@@ -80,7 +92,7 @@ def bench_kernel(
     dtype: torch.dtype,
     rounds: int,
 ) -> list[KernelRow]:
-    """Holds every contender against float64 at a small size and times those that pass.
+    """Holds every contender against float64 at a small size, and the chain at the timed one; times those that pass.
 
     Args:
         name: Of the case.
@@ -105,13 +117,15 @@ def bench_kernel(
         try:
             error, limit = errors.of(run)
         except (ImportError, NotImplementedError, RuntimeError) as failure:
-            rows[contender] = KernelRow(name, contender, problem=str(failure).splitlines()[0])
+            lines = str(failure).splitlines() or [type(failure).__name__]
+            broken = not isinstance(failure, ImportError)
+            rows[contender] = KernelRow(name, contender, problem=lines[0], broken=broken)
             continue
         rows[contender] = KernelRow(name, contender, error, limit)
         if error <= limit:
             right[contender] = run
         else:
-            rows[contender] = KernelRow(name, contender, error, limit, problem="parity is red")
+            rows[contender] = KernelRow(name, contender, error, limit, problem="parity is red", broken=True)
     timed = _time(name, case, right, rows, shard, device, dtype, rounds)
     return [timed.get(contender, rows[contender]) for contender in contenders]
 
@@ -128,13 +142,10 @@ def _time(
 ) -> dict[str, KernelRow]:
     given = case.draw(shard, device, dtype)
     leaves = [given[key].requires_grad_() for key in case.differentiable]
-    fitting = {contender: run for contender, run in right.items() if _fits(case, run, given, leaves, shard)}
-    timed = {
-        contender: replace(rows[contender], problem="out of memory") for contender in right.keys() - fitting.keys()
-    }
-    if not fitting:
+    timed = _held_against_the_chain(case, right, rows, given, leaves, shard)
+    right = {contender: run for contender, run in right.items() if contender not in timed}
+    if not right:
         return timed
-    right = fitting
     forward = time_in_turns([partial(run, given, shard) for run in right.values()], device, 3, rounds)
     backward: Sequence[Spread | None] = [None] * len(right)
     if case.backward_bytes is not None:
@@ -147,19 +158,39 @@ def _time(
     return timed
 
 
-def _fits(case: KernelCase, run: Run, given: Inputs, leaves: Sequence[Tensor], shard: Shard) -> bool:
-    """Whether the device holds both passes: written out, attention's scores take hundreds of GiB."""
-    try:
-        outputs = run(given, shard)
-        if case.backward_bytes is not None:
-            _backward_of(outputs, leaves)()
-    except torch.OutOfMemoryError:
-        return False
-    return True
+def _held_against_the_chain(
+    case: KernelCase,
+    right: Mapping[str, Run],
+    rows: Mapping[str, KernelRow],
+    given: Inputs,
+    leaves: Sequence[Tensor],
+    shard: Shard,
+) -> dict[str, KernelRow]:
+    """Runs both passes of every contender at the size that is timed.
+
+    Returns:
+        Rows of those that are wrong there, or do not fit: written out, attention's scores take hundreds of GiB.
+    """
+    failed, at_this_size = {}, SizeCheck()
+    for contender in sorted(right, key=lambda name: name != CHAIN):
+        try:
+            outputs = right[contender](given, shard)
+            gradients = () if case.backward_bytes is None else _backward_of(outputs, leaves)()
+            problem = at_this_size.problem([*(output.detach() for output in outputs), *gradients])
+        except torch.OutOfMemoryError:
+            failed[contender] = replace(rows[contender], problem="out of memory")
+            continue
+        if problem is not None:
+            failed[contender] = replace(rows[contender], problem=problem, broken=True)
+    return failed
 
 
-def _backward_of(outputs: Outputs, leaves: Sequence[Tensor]) -> Callable[[], object]:
-    upstream = [torch.ones_like(output) for output in outputs]
+def _backward_of(outputs: Outputs, leaves: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+    # The same for every contender.
+    generator = torch.Generator(outputs[0].device).manual_seed(7)
+    upstream = [
+        torch.randn(output.shape, generator=generator, device=output.device).to(output.dtype) for output in outputs
+    ]
     return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
 
 

@@ -13,8 +13,10 @@ from sama_mega.bench.clock import Spread, time_in_turns
 from sama_mega.bench.contenders import Build, Contender
 from sama_mega.bench.flops import block_flops
 from sama_mega.bench.inputs import BlockInputs, draw_inputs
-from sama_mega.bench.parity import Parity, ParityCheck
+from sama_mega.bench.parity import Parity, ParityCheck, SizeCheck
 from sama_mega.bench.shapes import PARITY_WORKLOAD, ModelSize, Workload
+
+OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def run_layer_bench(
     rounds: int,
     report: Callable[[str], None],
 ) -> list[LayerRow]:
-    """Holds every contender against float64 and times those that pass.
+    """Holds every contender against float64, and against the first one at the size itself; times those that pass.
 
     Args:
         contenders: By name.
@@ -75,14 +77,14 @@ def run_layer_bench(
         parities[name], problems[name] = _parity(check, build)
     rows = []
     for work in workloads.values():
-        inputs = draw_inputs(size, work, device, dtype)
+        inputs, at_this_size = draw_inputs(size, work, device, dtype), SizeCheck()
         for name, build in contenders.items():
             parity = parities[name]
             if parity is None or not parity.ok:
                 rows.append(LayerRow(name, work.label, parity, problem=problems[name]))
                 continue
             report(f"{work.label} tokens: {name}")
-            rows.append(_measure(name, build, check.weights, size, work, inputs, parity, device, rounds))
+            rows.append(_measure(name, build, check.weights, size, work, inputs, parity, at_this_size, device, rounds))
             # The next contender gets all of the memory.
             gc.collect()
             if device.type == "cuda":
@@ -107,19 +109,32 @@ def _measure(
     work: Workload,
     inputs: BlockInputs,
     parity: Parity,
+    at_this_size: SizeCheck,
     device: torch.device,
     rounds: int,
 ) -> LayerRow:
     contender = build(weights, size, work)
     try:
+        problem = at_this_size.problem(_output_and_gradient(contender, inputs))
+        if problem is not None:
+            return LayerRow(name, work.label, parity, problem=problem)
         activation_bytes, peak_bytes = _memory(contender, inputs, device)
         both, forward = time_in_turns(
             [lambda: _forward_backward(contender, inputs), lambda: _forward(contender, inputs)], device, 2, rounds
         )
     except torch.OutOfMemoryError:
-        return LayerRow(name, work.label, parity, problem="out of memory")
+        return LayerRow(name, work.label, parity, problem=OUT_OF_MEMORY)
     flops_per_second = block_flops(size, work) / both.median
     return LayerRow(name, work.label, parity, both, forward, activation_bytes, peak_bytes, flops_per_second)
+
+
+def _output_and_gradient(contender: Contender, inputs: BlockInputs) -> tuple[Tensor, Tensor]:
+    """What it returns, and the gradient of the residual stream."""
+    leaves = _leaves(inputs)
+    output = contender.run(*leaves)
+    output.backward(inputs.upstream)
+    assert leaves[0].grad is not None
+    return output.detach(), leaves[0].grad
 
 
 def _leaves(inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor]:

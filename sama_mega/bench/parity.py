@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,9 @@ MAX_RATIO = 1.5
 """A block may be so many times as far from float64 as the unfused chain is in the same precision."""
 FLOAT32_FLOOR = 2e-6
 """Relative, L2: in float32 both are rounding noise, and so is their ratio."""
+LARGEST_DIFFERENCE = 0.1
+"""Of a row, between contenders at the size that is timed; right ones in bfloat16 differ by a tenth of that."""
+_ROWS_AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,42 @@ class ParityCheck:
         return {
             name: ((results[name].double() - exact).norm() / exact.norm()).item() for name, exact in self._exact.items()
         }
+
+
+class SizeCheck:
+    """Holds contenders against each other at the size that is timed, which float64 cannot hold.
+
+    Parity at a small size says nothing of an offset that overflows at a large one.
+    """
+
+    def __init__(self) -> None:
+        self._expected: list[Tensor] | None = None
+
+    def problem(self, results: Sequence[Tensor]) -> str | None:
+        """What is wrong with a contender's results, or None; the first contender's are what is expected.
+
+        Args:
+            results: ``[..., width]`` each; every row counts by itself, as a share of the rows' mean size.
+        """
+        if self._expected is None:
+            self._expected = [result.detach() for result in results]
+        for result, expected in zip(results, self._expected, strict=True):
+            for difference in _row_differences(result, expected):
+                # Not a number fails too.
+                if not difference <= LARGEST_DIFFERENCE:
+                    return f"wrong at this size: a row differs by {difference:.2e} from the first contender's"
+        return None
+
+
+def _row_differences(result: Tensor, expected: Tensor) -> list[float]:
+    """Of each stretch of rows the largest; the first contender's own are 0, or not a number."""
+    mean_size = expected.float().norm() / (expected.numel() / expected.shape[-1]) ** 0.5
+    # By stretches: float32 copies of all would take memory that contenders need.
+    stretches = (tensor.reshape(-1, tensor.shape[-1]).split(_ROWS_AT_ONCE) for tensor in (result, expected))
+    return [
+        ((one.float() - right.float()).norm(dim=-1).max() / mean_size).item()
+        for one, right in zip(*stretches, strict=True)
+    ]
 
 
 def round_weights(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ backend on the recipe's shapes, once on a machine: a file remembers. Its answer 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+import sama_kernels
 from sama_kernels.attention.libraries import unavailable
 from sama_kernels.attention.measure import AttentionShape, Trial, fastest, measure_backends
 from sama_mega.config.errors import ConfigError
@@ -115,7 +117,8 @@ def _measured(recipe: Recipe, context: ParallelContext) -> AttentionChoice:
         trials = remembered.trials(shape, context.device)
         if trials is None:
             trials = measure_backends(shape, context.device)
-            remembered.remember(shape, context.device, trials)
+            if all(trial.lasting for trial in trials):
+                remembered.remember(shape, context.device, trials)
         # What Transformer Engine computes cannot be kept for a repeated pass: it would attend twice.
         keeps = recipe.train.recompute in ("selective", "selective_ffn")
         usable = [trial for trial in trials if not keeps or trial.backend != "te"]
@@ -186,8 +189,18 @@ def _key(shape: AttentionShape, device: torch.device) -> str:
     """Everything that may change which backend is fastest."""
     cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
     versions = [f"{package} {_version(package)}" for package in _PACKAGES]
-    name = torch.cuda.get_device_name(device)
-    return "; ".join([name, *versions, f"cudnn {cudnn}", *(f"{name} {value}" for name, value in asdict(shape).items())])
+    described = [f"{name} {value}" for name, value in asdict(shape).items()]
+    device_name = torch.cuda.get_device_name(device)
+    return "; ".join([device_name, *versions, f"cudnn {cudnn}", f"kernels {_own_kernels()}", *described])
+
+
+def _own_kernels() -> str:
+    """Changes with what this project's attention is made of; its version need not, from one commit to the next."""
+    package, digest = Path(sama_kernels.__file__).parent, hashlib.sha256()
+    for folder in ("attention", "rope_attention", "qk_norm_rope"):
+        for path in sorted((package / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _version(package: str) -> str:

@@ -13,8 +13,8 @@ from sama_kernels.dispatch import BUILT
 _MOST_SCORES = 2**36
 """Queries x keys x heads of a trial: fewer heads rank the same, and a long sequence takes its time with each."""
 _TRIALS = 3
-_LARGEST_DIFFERENCE = 0.02
-"""Relative, L2, from torch's output: two bfloat16 implementations stay well below, a broken one does not."""
+_LARGEST_DIFFERENCES = {"output": 0.02, "gradient of q": 0.05, "gradient of k": 0.05, "gradient of v": 0.05}
+"""Relative, L2, from torch's: two bfloat16 implementations stay well below, a broken one does not."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ class Trial:
         backend: Its name.
         seconds: Forward and backward, the fastest trial; None: it did not run.
         reason: Why not.
+        lasting: Whether it would be so another time; False where memory was short, which others may have taken.
     """
 
     backend: str
     seconds: float | None
     reason: str | None = None
+    lasting: bool = True
 
 
 def measure_backends(shape: AttentionShape, device: torch.device) -> list[Trial]:
@@ -60,11 +62,12 @@ def measure_backends(shape: AttentionShape, device: torch.device) -> list[Trial]
 
     Returns:
         One trial a backend, in the order of preference; a backend that is not available, fails or differs from
-        torch's output has no time.
+        torch's in its output or a gradient has no time.
     """
     inputs = _inputs(shape, device)
-    expected = attention(*inputs, backend="torch").detach()
-    trials = [_try(backend, inputs, expected) for backend in BUILT["attention"] if backend != "reference"]
+    upstream = attention(*inputs, backend="torch").detach()
+    expected = _forward_backward("torch", inputs, upstream)
+    trials = [_try(backend, inputs, upstream, expected) for backend in BUILT["attention"] if backend != "reference"]
     torch.cuda.empty_cache()
     return trials
 
@@ -85,31 +88,40 @@ def _inputs(shape: AttentionShape, device: torch.device) -> list[Tensor]:
     ]
 
 
-def _try(backend: str, inputs: list[Tensor], expected: Tensor) -> Trial:
+def _try(backend: str, inputs: list[Tensor], upstream: Tensor, expected: tuple[Tensor, ...]) -> Trial:
     reason = unavailable(backend, inputs[0].device, inputs[0].dtype)
     if reason is not None:
         return Trial(backend, None, reason)
     try:
-        output = _forward_backward(backend, inputs, expected)
-        difference = ((output - expected).float().norm() / expected.float().norm()).item()
-        if not difference < _LARGEST_DIFFERENCE:
-            return Trial(backend, None, f"its output differs from torch's by {difference:.3g}")
-        return Trial(backend, min(_seconds(backend, inputs, expected) for _ in range(_TRIALS)))
+        reason = _differs(_forward_backward(backend, inputs, upstream), expected)
+        if reason is not None:
+            return Trial(backend, None, reason)
+        return Trial(backend, min(_seconds(backend, inputs, upstream) for _ in range(_TRIALS)))
     except Exception as error:  # Whatever a library raises for a shape that it does not take.
         lines = str(error).strip().splitlines()
-        return Trial(backend, None, f"{type(error).__name__}: {lines[0] if lines else ''}")
+        lasting = not isinstance(error, torch.OutOfMemoryError)
+        return Trial(backend, None, f"{type(error).__name__}: {lines[0] if lines else ''}", lasting)
 
 
-def _forward_backward(backend: str, inputs: list[Tensor], gradient: Tensor) -> Tensor:
+def _differs(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> str | None:
+    """The first result that is not torch's, in words; not a number never is."""
+    for (name, limit), result, right in zip(_LARGEST_DIFFERENCES.items(), results, expected, strict=True):
+        difference = ((result - right).float().norm() / right.float().norm()).item()
+        if not difference < limit:
+            return f"its {name} differs from torch's by {difference:.3g}"
+    return None
+
+
+def _forward_backward(backend: str, inputs: list[Tensor], upstream: Tensor) -> tuple[Tensor, ...]:
+    """The output and the gradients of q, k and v."""
     output = attention(*inputs, backend=backend)
-    torch.autograd.grad(output, inputs, gradient)
-    return output.detach()
+    return output.detach(), *torch.autograd.grad(output, inputs, upstream)
 
 
-def _seconds(backend: str, inputs: list[Tensor], gradient: Tensor) -> float:
+def _seconds(backend: str, inputs: list[Tensor], upstream: Tensor) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    _forward_backward(backend, inputs, gradient)
+    _forward_backward(backend, inputs, upstream)
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1000

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from sama_mega.bench import contenders as contenders_module
 from sama_mega.bench.chart import Bar, draw_bars
 from sama_mega.bench.clock import Spread, time_in_turns
 from sama_mega.bench.contenders import Build, Contender, chain, diffusers, ours
 from sama_mega.bench.flops import attention_flops, block_flops, gemm_flops
+from sama_mega.bench.inputs import draw_inputs
 from sama_mega.bench.layer import run_layer_bench
 from sama_mega.bench.parity import MAX_RATIO, ParityCheck
 from sama_mega.bench.results import write_results
 from sama_mega.bench.shapes import MODELS, PARITY_WORKLOAD, WORKLOADS, one_rank_recipe
 from sama_mega.commands import bench_layer
-from sama_mega.config import build_recipe
+from sama_mega.config import Recipe, build_recipe
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 
 CPU = torch.device("cpu")
@@ -109,6 +113,64 @@ def test_a_wrong_block_gets_no_time() -> None:
     )
     assert right.seconds is not None and right.seconds.runs == 2 and right.flops_per_second
     assert wrong.seconds is None and wrong.problem is not None and "ffn.0.bias" in wrong.problem
+
+
+def test_a_peer_is_compiled_for_the_shape_that_is_timed(check: ParityCheck, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parity comes first, at another one, after which torch would compile for any."""
+    sizes: list[list[int]] = []
+
+    def backend(graph: Any, examples: list[Any]) -> Callable[..., Any]:
+        sizes.append([example for example in examples if not isinstance(example, Tensor)])
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    build, work = diffusers(compiled=True), WORKLOADS["toy"]
+    assert check.of(build).ok
+    inputs = draw_inputs(TOY, work, CPU, torch.float32)
+    build(check.weights, TOY, work).run(inputs.x, inputs.time_modulation, inputs.text)
+    assert sizes == [[], []]
+
+
+def test_attention_is_chosen_for_the_mode_that_is_timed(
+    check: ParityCheck, context: ParallelContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept for a repeated pass must be keepable, or the row attends twice."""
+    modes: list[str] = []
+
+    def build_model(recipe: Recipe, *given: Any, **options: Any) -> Any:
+        modes.append(recipe.train.recompute)
+        return build(recipe, *given, **options)
+
+    build = contenders_module.build_model
+    monkeypatch.setattr(contenders_module, "build_model", build_model)
+    for mode in bench_layer.MODES:
+        ours(context, mode, "auto", "float32")(check.weights, TOY, PARITY_WORKLOAD)
+    assert modes == list(bench_layer.MODES)
+
+
+@pytest.mark.parametrize("part", ["output", "gradient"])
+@pytest.mark.parametrize("factor", [1.2, float("nan")])
+def test_a_block_that_is_wrong_at_the_timed_size_alone_gets_no_time(part: str, factor: float) -> None:
+    """As by an offset that overflows: in one token of many."""
+
+    def build(weights: dict[str, Tensor], size: object, work: object) -> Contender:
+        contender = chain()(weights, TOY, work)
+        spoiled = torch.ones(work.batch, work.num_tokens, 1)
+        spoiled[0, -1] = 1.0 if work is PARITY_WORKLOAD else factor
+
+        def run(x: Tensor, modulation: Tensor, text: Tensor) -> Tensor:
+            if part == "gradient":
+                x.register_hook(lambda gradient: gradient * spoiled)
+                return contender.run(x, modulation, text)
+            return contender.run(x, modulation, text) * spoiled
+
+        return replace(contender, run=run)
+
+    contenders = {"right": chain(), "wrong": build, "also right": diffusers()}
+    rows = run_layer_bench(contenders, TOY, {"toy": WORKLOADS["toy"]}, CPU, torch.float32, 1, lambda what: None)
+    right, wrong, also_right = rows
+    assert right.seconds and also_right.seconds and wrong.parity is not None and wrong.parity.ok
+    assert wrong.seconds is None and wrong.problem is not None and wrong.problem.startswith("wrong at this size")
 
 
 def test_functions_take_turns() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from sama_mega.bench import train as bench
 from sama_mega.bench.clock import Spread
 from sama_mega.bench.shapes import MODELS, WORKLOADS
 from sama_mega.bench.train import Trainer, TrainRow, run_train_bench
@@ -39,6 +43,14 @@ def test_another_loss_than_plain_torchs_is_wrong(loss: float, wrong: bool) -> No
     assert bench_train._wrong(rows, torch.float32) == wrong
 
 
+def test_without_plain_torchs_loss_nothing_is_shown() -> None:
+    rows = [
+        TrainRow("sama-mega, none", 1, (2.0, 1.5), Spread.of([1.0])),
+        TrainRow(bench_train.REFERENCE, 0, problem="out of memory"),
+    ]
+    assert bench_train._wrong(rows, torch.float32)
+
+
 def test_a_model_that_does_not_learn_gets_no_time() -> None:
     (row,) = run_train_bench(
         {"stuck": lambda *_: Trainer(lambda: 1.0, 7)},
@@ -51,3 +63,26 @@ def test_a_model_that_does_not_learn_gets_no_time() -> None:
         report=lambda what: None,
     )
     assert row.seconds is None and row.problem == "the loss does not fall"
+
+
+def test_the_peer_gets_the_attention_that_it_gets_in_the_layer_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    around: list[str] = []
+
+    @contextmanager
+    def attention(x: Tensor) -> Iterator[None]:
+        around.append("begin")
+        yield
+        around.append("end")
+
+    without_hook = bench.mse_loss
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        error = without_hook(output, target)
+        error.register_hook(lambda gradient: around.append("backward"))
+        return error
+
+    monkeypatch.setattr(bench, "cudnn_attention", attention)
+    monkeypatch.setattr(bench, "mse_loss", loss)
+    trainer = bench.diffusers()(MODELS["toy"], WORKLOADS["toy"], 1, torch.device("cpu"), torch.float32)
+    trainer.step()
+    assert around == ["begin", "backward", "end"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sama_kernels.attention import attention, unavailable
+from sama_kernels.attention import attention, measure, unavailable
 from sama_kernels.attention.backends import BACKENDS as PAIRS
 from sama_kernels.attention.measure import AttentionShape, fastest, measure_backends
 from sama_kernels.dispatch import BUILT
@@ -124,6 +124,27 @@ def test_every_available_backend_is_timed() -> None:
     for trial in trials:
         assert (trial.seconds is None) == (unavailable(trial.backend, device, torch.bfloat16) is not None), trial
     assert fastest(trials) in BUILT["attention"]
+
+
+def test_a_backend_that_is_wrong_or_fails_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+        if backend == "te":
+            raise torch.OutOfMemoryError("somebody has the memory")
+        if backend == "flash4":
+            raise RuntimeError("no such shape\nand more")
+        output = attention(q, k.detach() + 0.9 * (k - k.detach()) if backend == "cudnn" else k, v, backend="torch")
+        return output * float("nan") if backend == "triton" else output
+
+    monkeypatch.setattr(measure, "attention", attend)
+    monkeypatch.setattr(measure, "unavailable", lambda *_: None)
+    monkeypatch.setattr(measure, "_seconds", lambda *_: 0.5)
+    trials = measure_backends(AttentionShape(13, 7, 2, 32, 1, "float32"), torch.device("cpu"))
+    found = {trial.backend: trial for trial in trials}
+    assert found["torch"].seconds == 0.5 and fastest(trials) == "torch"
+    assert found["cudnn"].reason == "its gradient of k differs from torch's by 0.1"
+    assert found["triton"].reason == "its output differs from torch's by nan"
+    assert found["flash4"].reason == "RuntimeError: no such shape"
+    assert [trial.backend for trial in trials if not trial.lasting] == ["te"]
 
 
 @pytest.mark.parametrize(("backend", "package"), [("flash4", "flash-attn-4"), ("te", "transformer-engine")])

@@ -128,6 +128,32 @@ def test_another_version_is_measured_again(
     assert len(measured) == 8
 
 
+def test_other_kernels_are_measured_again(
+    on_gpu: ParallelContext, measured: list[AttentionShape], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of this project: a time, or an error that is mended."""
+    choose_attention(make_recipe(MODEL_14B), on_gpu)
+    changed = tmp_path / "sama_kernels"
+    (changed / "rope_attention").mkdir(parents=True)
+    (changed / "rope_attention" / "kernel.py").write_text("another one")
+    monkeypatch.setattr(attention_choice.sama_kernels, "__file__", str(changed / "__init__.py"))
+    choose_attention(make_recipe(MODEL_14B), on_gpu)
+    assert len(measured) == 8
+
+
+def test_a_shortage_of_memory_is_not_remembered(on_gpu: ParallelContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[AttentionShape] = []
+
+    def measure(shape: AttentionShape, device: torch.device) -> list[Trial]:
+        shapes.append(shape)
+        return [Trial("flash4", None, "OutOfMemoryError", lasting=False), Trial("torch", 0.3)]
+
+    monkeypatch.setattr(attention_choice, "measure_backends", measure)
+    for count in (4, 8):
+        assert choose_attention(make_recipe(MODEL_14B), on_gpu).backend(7, 7) == "torch"
+        assert len(shapes) == count
+
+
 def test_a_file_that_is_no_good_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
