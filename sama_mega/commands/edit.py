@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from sama_mega.parallel.rank_environment import read_rank_environment
@@ -56,10 +57,16 @@ def run(
             clip = edit_clip(opened, video, instruction, settings, max_frames, on_step)
         if not opened.context.is_first_rank:
             return 0
-        picture = write_edit(clip, out, instruction)
+        written = write_edit(clip, out, instruction)
         num_frames, height, width = clip.edit.shape[:3]
-        print(f"{out}: {num_frames} frames, {width}x{height}, {clip.fps:g} fps; before and after: {picture}")
+        width, height = clip.size or (width, height)
+        sound = f"sound {written.sound}" if written.sound else "no sound"
+        print(f"{out}: {num_frames} frames, {width}x{height}, {clip.fps:g} fps, {sound}")
+        print(f"before and after: {written.picture}")
+        if written.sound_problem is not None:
+            print(f"warning: the sound of {video} is left out: {written.sound_problem}", file=sys.stderr)
         if as_json:
-            result = {"video": str(out), "picture": str(picture), "frames": num_frames, "fps": clip.fps}
-            print(json.dumps(result | {"width": width, "height": height, "checkpoint": str(opened.path)}))
+            result = {"video": str(out), "picture": str(written.picture), "frames": num_frames, "fps": clip.fps}
+            result |= {"width": width, "height": height, "sound": written.sound}
+            print(json.dumps(result | {"checkpoint": str(opened.path)}))
     return 0
