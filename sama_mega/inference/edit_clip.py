@@ -145,9 +145,10 @@ def edit_clip(
             f"{video} has more than --max-frames ({max_frames}) frames: cut the clip, or raise --max-frames (the"
             f" model was trained on at most {opened.recipe.data.max_frames})"
         )
-    prompt = checked_edit_prompt(_kind_of(decoded), instruction, opened.encoders.text)
+    kind = _kind_of(decoded)
+    prompt = checked_edit_prompt(kind, instruction, opened.encoders.text)
     padded = _pad_to_model_length(torch.from_numpy(decoded.frames))
-    edited = opened.editor.edit(pixels_from_frames(padded)[None], [prompt], settings, on_step=on_step)
+    edited = opened.editor.edit(pixels_from_frames(padded)[None], [prompt], settings, kind=kind, on_step=on_step)
     frames = frames_from_pixels(edited[0])[:num_frames].numpy()
     return EditedClip(decoded.frames, frames, decoded.fps or IMAGE_FPS, size, video)
 

@@ -45,9 +45,10 @@ class EchoEditor:
         self.prompts: list[list[str]] = []
 
     def edit(
-        self, sources: torch.Tensor, prompts: list[str], settings: SamplingSettings, *, on_step: Any = None
+        self, sources: torch.Tensor, prompts: list[str], settings: SamplingSettings, *, kind: str, on_step: Any = None
     ) -> torch.Tensor:
         assert settings is SETTINGS
+        assert prompts[0].startswith("[Image edit]" if kind == "image" else "[Video edit]")
         self.shapes.append(tuple(sources.shape))
         self.prompts.append(list(prompts))
         return -sources
