@@ -162,12 +162,25 @@ def edit(
     out: Annotated[Path, typer.Option(metavar="FILE.mp4", help="The edit; FILE.png beside it compares both.")],
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    source_guidance: Annotated[
+        float, typer.Option(min=0, help="Guidance scale of the source; 0: none, else one more pass a step.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 1,
     weights: WeightsOption = "ema",
-    max_frames: Annotated[int, typer.Option(min=1, help="Longest clip in frames.")] = 81,
+    max_frames: Annotated[int, typer.Option(min=1, help="A longer clip is refused.")] = 81,
+    tensor: Annotated[
+        int | None, typer.Option("--tp", min=1, help="Tensor parallel ranks; by default all that --cp leaves.")
+    ] = None,
+    context: Annotated[int, typer.Option("--cp", min=1, help="Context parallel ranks.")] = 1,
+    vae_tiling: Annotated[
+        Literal["auto", "on", "off"], typer.Option(help="Wan VAE in tiles, for less memory; auto: above 480p.")
+    ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Edit a video by an instruction."""
+    """Edit a video by an instruction; the edit has its length, size, rate and sound.
+
+    Ranks beyond --tp times --cp share the passes of guidance: two ranks with --tp 1 make one each.
+    """
     from sama_mega.commands import edit as command
 
     raise typer.Exit(
@@ -178,9 +191,13 @@ def edit(
             out=out,
             steps=steps,
             guidance=guidance,
+            source_guidance=source_guidance,
             seed=seed,
             weights=weights,
             max_frames=max_frames,
+            tensor=tensor,
+            context=context,
+            tiling=vae_tiling,
             as_json=as_json,
         )
     )

@@ -212,7 +212,8 @@ class DiffusionRecipe(Section):
     timestep_weight: Literal["bell", "none"] = "bell"
     guidance: NonNegativeFloat = 5.0
     sampling_steps: PositiveInt = 50
-    negative_prompt: str = "[Video edit]"
+    # None: an edit without its instruction, "[Video edit]" or "[Image edit]".
+    negative_prompt: str | None = None
 
 
 class AnchorRecipe(Section):

@@ -11,7 +11,7 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import BUILT_IN_ENCODERS
 from sama_mega.encoders.dct import DctCodec
 from sama_mega.encoders.hash_text import HashTextEncoder
-from sama_mega.encoders.interface import Encoders, SemanticEncoder, TextEncoder, VideoCodec
+from sama_mega.encoders.interface import Encoders, SemanticEncoder, TextEncoder, Tiling, VideoCodec
 from sama_mega.encoders.siglip_semantic import SiglipSemanticEncoder
 from sama_mega.encoders.tiny_semantic import TinySemanticEncoder
 from sama_mega.encoders.umt5_text import Umt5TextEncoder
@@ -20,10 +20,10 @@ from sama_mega.encoders.wan_vae import WanVideoCodec
 if TYPE_CHECKING:
     from sama_mega.config import Recipe
 
-__all__ = ["Encoders", "SemanticEncoder", "TextEncoder", "VideoCodec", "build_encoders"]
+__all__ = ["Encoders", "SemanticEncoder", "TextEncoder", "Tiling", "VideoCodec", "build_encoders"]
 
 
-def build_encoders(recipe: Recipe, device: torch.device | str) -> Encoders:
+def build_encoders(recipe: Recipe, device: torch.device | str, tiling: Tiling = "off") -> Encoders:
     """Builds the encoders that a recipe names, on `device`.
 
     Pretrained ones have the precision of the run: `train.precision`.
@@ -32,6 +32,7 @@ def build_encoders(recipe: Recipe, device: torch.device | str) -> Encoders:
         recipe: reads `encoders`, `model.{in_channels,text_dim,text_length,semantic_dim}`,
             `anchor.{local_grid,global_token}` and, for pretrained encoders, `train.precision`.
         device: where the encoders' constants live and their results appear.
+        tiling: whether the Wan VAE works in tiles; the built-in codec needs none.
 
     Returns:
         The three encoders.
@@ -42,7 +43,7 @@ def build_encoders(recipe: Recipe, device: torch.device | str) -> Encoders:
     # All of them before the first gigabyte is read.
     paths = {role: _weights_path(recipe, role) for role in BUILT_IN_ENCODERS}
     encoders = Encoders(
-        video=_build_video(recipe, paths["video"], device),
+        video=_build_video(recipe, paths["video"], device, tiling),
         text=_build_text(recipe, paths["text"], device),
         semantic=_build_semantic(recipe, paths["semantic"], device),
     )
@@ -63,10 +64,10 @@ def build_encoders(recipe: Recipe, device: torch.device | str) -> Encoders:
     return encoders
 
 
-def _build_video(recipe: Recipe, path: Path | None, device: torch.device | str) -> VideoCodec:
+def _build_video(recipe: Recipe, path: Path | None, device: torch.device | str, tiling: Tiling) -> VideoCodec:
     if path is None:
         return DctCodec(device)
-    return WanVideoCodec(path, device, _precision(recipe))
+    return WanVideoCodec(path, device, _precision(recipe), tiling)
 
 
 def _build_text(recipe: Recipe, path: Path | None, device: torch.device | str) -> TextEncoder:

@@ -7,13 +7,16 @@ the last bit: it may be encoded elsewhere, with others, or be read from a cache.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 Identity = dict[str, Any]
 """What an encoder's results follow from besides what it is given, as JSON: where it is equal, so are they."""
+
+Tiling = Literal["auto", "on", "off"]
+"""Whether a codec works through large pictures in overlapping tiles: always, for those above 480p, or never."""
 
 
 class VideoCodec(Protocol):

@@ -9,10 +9,14 @@ from torch import Tensor
 
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import FRAMES_PER_LATENT, LATENT_STRIDE
-from sama_mega.encoders.interface import Identity, arithmetic
+from sama_mega.encoders.interface import Identity, Tiling, arithmetic
 from sama_mega.encoders.weights_folder import WeightNames, import_class, load_frozen, open_weights_folder
 
 KEY = "encoders.video_path"
+# Pixels of a tile's side, and from one tile to the next: what overlaps is blended.
+TILE_PIXELS, TILE_STRIDE_PIXELS = 256, 192
+# The 480p buckets have at most 408,576 pixels; 720p has 921,600.
+AUTO_TILING_PIXELS = 600_000
 
 
 class WanVideoCodec:
@@ -20,16 +24,20 @@ class WanVideoCodec:
 
     Clips are encoded one by one: a clip's latents do not depend on what else is in the batch.
 
+    Untiled, memory grows with a picture's size. Tiles bound it: the network never sees more than one. Its attention
+    then looks at a tile instead of the picture, so the result is close and not the same; training uses none.
+
     Source: Wan2.1; Cynthiazxy123/SAMA@5c6bb5b takes the mean, without sampling.
     """
 
-    def __init__(self, path: Path, device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(self, path: Path, device: torch.device | str, dtype: torch.dtype, tiling: Tiling = "off") -> None:
         """Loads the weights.
 
         Args:
             path: Folder of an AutoencoderKLWan, or of a pipeline that holds it as `vae`.
             device: Where the weights live and the results appear.
             dtype: Of the weights and of the arithmetic.
+            tiling: Whether pictures are worked through in tiles.
 
         Raises:
             ConfigError: The folder does not hold a Wan2.1 VAE, or diffusers is not installed.
@@ -41,6 +49,8 @@ class WanVideoCodec:
         vae_class = import_class("diffusers", "AutoencoderKLWan", "encoders.video (wan)")
         vae = load_frozen(lambda: vae_class.from_config(dict(folder.config)), folder, WeightNames(), device, dtype)
         self._vae = vae
+        self._tiling = tiling
+        vae.enable_tiling(TILE_PIXELS, TILE_PIXELS, TILE_STRIDE_PIXELS, TILE_STRIDE_PIXELS)
         self._folder = folder
         self._device = torch.device(device)
         self._dtype = dtype
@@ -88,17 +98,24 @@ class WanVideoCodec:
         return torch.cat([self._decode_clip(clip) for clip in latents.split(1)])
 
     def identity(self) -> Identity:
-        """Weights, config and precision."""
-        return {"encoder": "wan", "weights": self._folder.digest(), "arithmetic": arithmetic(self._dtype)}
+        """Weights, config, precision, and tiles where there may be any."""
+        tiles = {} if self._tiling == "off" else {"tiling": self._tiling}
+        return {"encoder": "wan", "weights": self._folder.digest(), "arithmetic": arithmetic(self._dtype)} | tiles
 
     def _encode_clip(self, pixels: Tensor) -> Tensor:
+        self._choose_tiles(*pixels.shape[-2:])
         posterior = self._vae.encode(pixels.to(self._device, self._dtype)).latent_dist
         return (posterior.mode().float() - self._mean) / self._std
 
     def _decode_clip(self, latents: Tensor) -> Tensor:
+        self._choose_tiles(*(LATENT_STRIDE * side for side in latents.shape[-2:]))
         stored = latents.to(self._device).float() * self._std + self._mean
         pixels: Tensor = self._vae.decode(stored.to(self._dtype)).sample
         return pixels.float().clamp(-1, 1)
+
+    def _choose_tiles(self, height: int, width: int) -> None:
+        is_large = height * width > AUTO_TILING_PIXELS
+        self._vae.use_tiling = self._tiling == "on" or (self._tiling == "auto" and is_large)
 
 
 def _per_channel(values: list[float], device: torch.device | str) -> Tensor:

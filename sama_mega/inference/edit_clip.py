@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sama_data.buckets import Geometry, choose_bucket, cover, cut_length
+from sama_data.buckets import Geometry, choose_bucket, cut_length
 from sama_data.decode import Decoded, decode_frames
+from sama_data.errors import ClipError
 from sama_data.prompts import edit_prompt
 from sama_data.rows import Kind
 from sama_mega.config.errors import ConfigError, UserError
@@ -20,6 +22,7 @@ from sama_mega.encoders.interface import TextEncoder
 from sama_mega.inference.editor import SamplingSettings, frames_from_pixels, pixels_from_frames
 from sama_mega.inference.load import OpenCheckpoint
 from sama_mega.inference.pictures import before_after_picture, write_video
+from sama_mega.inference.sound import SoundError, SoundKept, open_sound
 
 IMAGE_FPS = 1.0
 
@@ -36,11 +39,31 @@ class EditedClip:
         source: ``[T, H, W, 3]`` uint8, brought to its bucket.
         edit: Same shape.
         fps: Frames a second of both.
+        size: (width, height) of the source file's picture, upright, which the result is written at; None is the
+            bucket's.
+        path: The source file, whose sound the result keeps; None is silent.
     """
 
     source: NDArray[np.uint8]
     edit: NDArray[np.uint8]
     fps: float
+    size: tuple[int, int] | None = None
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class WrittenEdit:
+    """What was written of an edit.
+
+    Attributes:
+        picture: The PNG.
+        sound: How the source's sound was kept; None: there is none.
+        sound_problem: Why the source's sound could not be kept; None: it was, or there is none.
+    """
+
+    picture: Path
+    sound: SoundKept | None
+    sound_problem: str | None = None
 
 
 def require_writable(path: Path) -> None:
@@ -88,9 +111,11 @@ def edit_clip(
     max_frames: int,
     on_step: Callable[[int], None] | None = None,
 ) -> EditedClip:
-    """Edits a video, all of its frames, or a picture, at the size of its bucket.
+    """Edits a video, all of its frames, or a picture.
 
-    A clip whose length is not 4k+1 is padded with its last frame for the model and cut back afterwards.
+    The whole upright picture is scaled to the bucket of the nearest aspect ratio, without a crop, so that the result
+    can be scaled back and nothing of the source is lost. A clip whose length is not 4k+1 is padded with its last frame
+    for the model and cut back afterwards.
 
     Args:
         opened: The model.
@@ -105,9 +130,13 @@ def edit_clip(
         ConfigError: The clip or the instruction is too long.
     """
     buckets = opened.recipe.data.buckets
+    size: tuple[int, int] | None = None
 
     def fit(width: int, height: int) -> Geometry:
-        return cover(width, height, choose_bucket(width, height, buckets))
+        nonlocal size
+        size = width, height
+        bucket = choose_bucket(width, height, buckets)
+        return Geometry(*bucket, 0, 0, *bucket)
 
     decoded = decode_frames(video, 0, None, max_frames + 1, fit, opened.recipe.data.decode_threads)
     num_frames = len(decoded.frames)
@@ -116,18 +145,18 @@ def edit_clip(
             f"{video} has more than --max-frames ({max_frames}) frames: cut the clip, or raise --max-frames (the"
             f" model was trained on at most {opened.recipe.data.max_frames})"
         )
-    prompt = checked_edit_prompt(_kind_of(decoded), instruction, opened.encoders.text)
+    kind = _kind_of(decoded)
+    prompt = checked_edit_prompt(kind, instruction, opened.encoders.text)
     padded = _pad_to_model_length(torch.from_numpy(decoded.frames))
-    edited = opened.editor.edit(pixels_from_frames(padded)[None], [prompt], settings, on_step=on_step)
+    edited = opened.editor.edit(pixels_from_frames(padded)[None], [prompt], settings, kind=kind, on_step=on_step)
     frames = frames_from_pixels(edited[0])[:num_frames].numpy()
-    return EditedClip(decoded.frames, frames, decoded.fps or IMAGE_FPS)
+    return EditedClip(decoded.frames, frames, decoded.fps or IMAGE_FPS, size, video)
 
 
-def write_edit(clip: EditedClip, out: Path, instruction: str) -> Path:
-    """Writes the mp4, and a picture of source over edit beside it.
+def write_edit(clip: EditedClip, out: Path, instruction: str) -> WrittenEdit:
+    """Writes the mp4 with the source's size, rate and sound, and a picture of source over edit beside it.
 
-    Returns:
-        The picture's path.
+    A sound that cannot be read is left out, since the edit took minutes: the result says so.
 
     Raises:
         OutputError: The disk refuses.
@@ -135,11 +164,21 @@ def write_edit(clip: EditedClip, out: Path, instruction: str) -> Path:
     picture = out.with_suffix(".png")
     try:
         before_after_picture(clip.source, clip.edit, picture, title=instruction)
-        write_video(out, clip.edit, clip.fps)
+        try:
+            sound, problem = _write_with_sound(clip, out), None
+        except (SoundError, ClipError) as error:
+            sound, problem = None, str(error)
+            write_video(out, clip.edit, clip.fps, size=clip.size)
     except OSError as error:
         picture.unlink(missing_ok=True)  # both or none
         raise OutputError(f"{out} cannot be written: {error.strerror or error}: free or change the disk") from error
-    return picture
+    return WrittenEdit(picture, sound, problem)
+
+
+def _write_with_sound(clip: EditedClip, out: Path) -> SoundKept | None:
+    with nullcontext() if clip.path is None else open_sound(clip.path) as sound:
+        write_video(out, clip.edit, clip.fps, size=clip.size, sound=sound)
+    return None if sound is None else sound.kept
 
 
 def _kind_of(decoded: Decoded) -> Kind:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sama_data.prompts import EDIT_PREFIXES
+from sama_data.rows import Kind
 from sama_kernels.philox import random_normal_batch
 from sama_mega.config.schema import Recipe
-from sama_mega.diffusion.sampler import sample_edit
+from sama_mega.diffusion.sampler import Condition, PredictAll, predict_in_turn, sample_edit
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
 from sama_mega.diffusion.streams import Stream
 from sama_mega.encoders.interface import Encoders
@@ -26,13 +28,15 @@ class SamplingSettings:
 
     Attributes:
         steps: Euler steps.
-        guidance: Classifier-free guidance; 1 is none.
+        guidance: Of the instruction; 1 is none.
         seed: Of the initial noise.
+        source_guidance: Of the source; 0 is none.
     """
 
     steps: int
     guidance: float
     seed: int
+    source_guidance: float = 0.0
 
 
 class Editor:
@@ -43,15 +47,22 @@ class Editor:
         model: Predicts velocities: a `WholeModel`.
         encoders: Frozen encoders.
         device: Where to compute.
+        predict_all: Who makes the passes of a guided step.
     """
 
     def __init__(
-        self, recipe: Recipe, model: Callable[[ModelInput], ModelOutput], encoders: Encoders, device: torch.device
+        self,
+        recipe: Recipe,
+        model: Callable[[ModelInput], ModelOutput],
+        encoders: Encoders,
+        device: torch.device,
+        predict_all: PredictAll = predict_in_turn,
     ) -> None:
         self._recipe = recipe
         self._model = model
         self._encoders = encoders
         self._device = device
+        self._predict_all = predict_all
         self._schedule = FlowMatchingSchedule(recipe.diffusion.num_train_timesteps, recipe.diffusion.shift)
 
     @torch.no_grad()
@@ -61,6 +72,7 @@ class Editor:
         prompts: Sequence[str],
         settings: SamplingSettings,
         *,
+        kind: Kind = "video",
         num_frames: int | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
@@ -70,6 +82,7 @@ class Editor:
             sources: ``[B, 3, T, H, W]`` float32 in [-1, 1], T = 4k+1.
             prompts: B prompts, prefix included.
             settings: How to sample; clip i draws its noise from (seed, i), whatever else is in the batch.
+            kind: What is edited: an image has another negative prompt, unless the recipe sets one.
             num_frames: Frames of the result, 4k+1; the source's by default (a sped-up source gives more).
             on_step: Called with the number of finished sampling steps.
 
@@ -80,16 +93,17 @@ class Editor:
         shape = list(source_latents.shape[1:])
         if num_frames is not None:
             shape[1] = 1 + (num_frames - 1) // self._encoders.video.temporal_stride
-        negative = [self._recipe.diffusion.negative_prompt] * len(prompts)
-        texts = {
-            True: self._encoders.text.encode(list(prompts)).to(self._device),
-            False: self._encoders.text.encode(negative).to(self._device),
-        }
+        own_negative = self._recipe.diffusion.negative_prompt
+        negative = EDIT_PREFIXES[kind] if own_negative is None else own_negative
+        text = self._encoders.text.encode(list(prompts)).to(self._device)
+        negative_text = self._encoders.text.encode([negative] * len(prompts)).to(self._device)
 
         def predict(
-            latents: Tensor, semantic: Tensor | None, timestep: Tensor, conditional: bool
+            latents: Tensor, semantic: Tensor | None, timestep: Tensor, condition: Condition
         ) -> tuple[Tensor, Tensor | None]:
-            output = self._model(ModelInput(latents, timestep, texts[conditional], source_latents, semantic))
+            told = negative_text if condition is Condition.SOURCE else text
+            source = None if condition is Condition.TEXT else source_latents
+            output = self._model(ModelInput(latents, timestep, told, source, semantic))
             return output.velocity, output.semantic_velocity
 
         sigmas, timesteps = self._schedule.sampling_schedule(settings.steps)
@@ -100,6 +114,8 @@ class Editor:
             sigmas,
             timesteps,
             settings.guidance,
+            source_guidance=settings.source_guidance,
+            predict_all=self._predict_all,
             semantic_target=self._recipe.anchor.target,
             on_step=on_step,
         )

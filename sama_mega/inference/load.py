@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sama_mega.checkpoint.encoder_paths import find_encoder_weights
 from sama_mega.checkpoint.folder import RECIPE_FILE, resolve_checkpoint
 from sama_mega.config import load_recipe
 from sama_mega.config.schema import Recipe
-from sama_mega.encoders import Encoders, build_encoders
+from sama_mega.diffusion.sampler import predict_in_turn
+from sama_mega.encoders import Encoders, Tiling, build_encoders
 from sama_mega.inference.editor import Editor
+from sama_mega.inference.guidance_ranks import PassesOverRanks
 from sama_mega.model import WholeModel, build_model
 from sama_mega.parallel.checkpoint_io import load_sharded
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
@@ -39,39 +42,53 @@ class OpenCheckpoint:
 
 
 @contextmanager
-def open_checkpoint(path: Path, weights: str, num_ranks: int = 1) -> Iterator[OpenCheckpoint]:
-    """Loads a checkpoint's model on the ranks that are there, all of them tensor parallel.
+def open_checkpoint(
+    path: Path,
+    weights: str,
+    num_ranks: int = 1,
+    *,
+    tensor: int | None = None,
+    context: int = 1,
+    tiling: Tiling = "off",
+) -> Iterator[OpenCheckpoint]:
+    """Loads a checkpoint's model on the ranks that are there.
+
+    Ranks beyond tensor x context are data ranks: they share the passes of guided steps.
 
     Args:
         path: A checkpoint or a run folder.
         weights: ``ema`` or ``model``.
         num_ranks: Ranks that call this together.
+        tensor: Ranks that share the weights; None takes all that `context` leaves.
+        context: Ranks that share the tokens.
+        tiling: Whether the Wan VAE works in tiles.
 
     Raises:
         CheckpointError: There is no complete checkpoint, or it is damaged.
-        ConfigError: Its model cannot be split over so many ranks.
+        ConfigError: Its model cannot be split over so many ranks, or the weights of an encoder are missing.
     """
     checkpoint = resolve_checkpoint(path)
     layout = [
-        f"parallel.tensor={num_ranks}",
-        "parallel.context=1",
+        f"parallel.tensor={max(1, num_ranks // context) if tensor is None else tensor}",
+        f"parallel.context={context}",
         "parallel.pipeline=1",
         "parallel.interleave=1",
         "parallel.stage_layers=null",
         "parallel.ulysses=auto",
         "parallel.data=auto",
     ]
-    recipe = load_recipe(checkpoint / RECIPE_FILE, layout)
+    recipe = find_encoder_weights(load_recipe(checkpoint / RECIPE_FILE, layout), checkpoint)
     apply_torch_settings(recipe)
-    context = start_parallel(recipe)
+    ranks = start_parallel(recipe)
     try:
-        stages = build_model(recipe, context, initialize=False)
+        stages = build_model(recipe, ranks, initialize=False)
         pieces: ShardedState = {}
         for stage in stages:
-            pieces |= shard_parameters(stage.eval(), context, prefix=f"{weights}.")
+            pieces |= shard_parameters(stage.eval(), ranks, prefix=f"{weights}.")
         load_sharded(pieces, checkpoint)
-        encoders = build_encoders(recipe, context.device)
-        editor = Editor(recipe, WholeModel(stages), encoders, context.device)
-        yield OpenCheckpoint(checkpoint, recipe, encoders, editor, context)
+        encoders = build_encoders(recipe, ranks.device, tiling)
+        predict_all = PassesOverRanks(ranks.data_group) if ranks.layout.data > 1 else predict_in_turn
+        editor = Editor(recipe, WholeModel(stages), encoders, ranks.device, predict_all)
+        yield OpenCheckpoint(checkpoint, recipe, encoders, editor, ranks)
     finally:
         stop_parallel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation
 from PIL import Image, ImageDraw, ImageFont
+
+from sama_mega.inference.sound import Sound
 
 Frames = np.ndarray
 """[T, H, W, 3] uint8, RGB."""
@@ -29,6 +33,8 @@ _LIMITED_RANGE = 1
 # Close to the eye's limit and still small; the index goes first, so that a browser can start at once.
 _CODEC_OPTIONS = {"crf": "16", "preset": "medium"}
 _CONTAINER_OPTIONS = {"movflags": "+faststart"}
+# Flags as for decoding: the default ones lose levels at colour edges.
+_SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
 def before_after_picture(source: Frames, edit: Frames, path: Path, title: str = "") -> None:
@@ -80,7 +86,9 @@ def grid_picture(rows: Sequence[tuple[str, Frames]], path: Path, title: str = ""
         picture.save(temporary, format="PNG")
 
 
-def write_video(path: Path, frames: Frames, fps: float) -> None:
+def write_video(
+    path: Path, frames: Frames, fps: float, *, size: tuple[int, int] | None = None, sound: Sound | None = None
+) -> None:
     """Writes an H.264 mp4 that any player shows; the file appears whole or not at all.
 
     yuv420p needs even sizes: an odd width or height is padded by repeating its last column or line. Colours
@@ -90,10 +98,13 @@ def write_video(path: Path, frames: Frames, fps: float) -> None:
         path: The mp4; replaced whole.
         frames: ``[T, H, W, 3]`` uint8 RGB.
         fps: Frames a second, above 0.
+        size: (width, height) that the frames are scaled to; None keeps theirs.
+        sound: Written beside the frames, whole.
 
     Raises:
         ValueError: The clip is no uint8 RGB clip, fps is not above 0, or the name does not end in .mp4.
         OSError: The disk refuses.
+        SoundError: The sound cannot be read or written.
     """
     frames = _checked("write_video", frames)
     if not fps > 0:
@@ -101,24 +112,41 @@ def write_video(path: Path, frames: Frames, fps: float) -> None:
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"write_video: {path} must end in .mp4")
     height, width = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with _replaced_whole(path) as temporary:
-        _encode(temporary, frames, Fraction(fps).limit_denominator(1001))
+        _encode(temporary, frames, Fraction(fps).limit_denominator(1001), size or (width, height), sound)
 
 
-def _encode(path: Path, frames: Frames, rate: Fraction) -> None:
+def _encode(path: Path, frames: Frames, rate: Fraction, size: tuple[int, int], sound: Sound | None) -> None:
     with av.open(str(path), "w", format="mp4", options=_CONTAINER_OPTIONS) as container:
         stream = container.add_stream("libx264", rate=rate, options=_CODEC_OPTIONS)
-        stream.height, stream.width = frames.shape[1:3]
+        stream.width, stream.height = (pixels + pixels % 2 for pixels in size)
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT601_525
         context.color_range = _LIMITED_RANGE
-        for picture in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        if sound is not None:
+            sound.join(container)
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(_of_even_size(_scaled(picture, size)), format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG")
             container.mux(stream.encode(frame))
+            if sound is not None:
+                sound.write_until(container, float((number + 1) / rate))
         container.mux(stream.encode(None))
+        if sound is not None:
+            sound.write_until(container, math.inf)
+
+
+def _scaled(picture: Frames, size: tuple[int, int]) -> Frames:
+    if (picture.shape[1], picture.shape[0]) == size:
+        return picture
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    return frame.reformat(*size, format="rgb24", interpolation=_SCALING).to_ndarray()
+
+
+def _of_even_size(picture: Frames) -> Frames:
+    height, width = picture.shape[:2]
+    return np.ascontiguousarray(np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
 
 
 def _strip(label: str, frames: Frames, columns: int, cell_width: int, width: int, font: Font) -> Image.Image:

@@ -64,6 +64,13 @@ def form_background_group(timeout_seconds: float) -> dist.ProcessGroup:
     return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds), group_desc="BACKGROUND")
 
 
+def gather_tensors(tensor: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]:
+    """Every rank's tensor, all of one shape and dtype, in group rank order, on every rank."""
+    gathered = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(group.size())]
+    dist.all_gather(gathered, tensor.contiguous(), group=group)
+    return gathered
+
+
 def gather_objects(value: Any, group: dist.ProcessGroup) -> list[Any]:
     """Every rank's picklable value, in group rank order, on every rank."""
     gathered: list[Any] = [None] * group.size()

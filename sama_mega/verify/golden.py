@@ -21,7 +21,7 @@ from sama_mega.config import build_recipe
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.losses import sama_loss
-from sama_mega.diffusion.sampler import sample_edit
+from sama_mega.diffusion.sampler import Condition, sample_edit
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
 from sama_mega.model import ModelInput, ModelOutput
 from sama_mega.model.name_map import from_released, to_released
@@ -327,9 +327,9 @@ def _check_sampling(golden: GoldenFolder, state: TrainState, context: ParallelCo
     sigmas, timesteps = FlowMatchingSchedule(shift=config["shift"]).sampling_schedule(config["steps"])
 
     def predict(
-        latents: Tensor, semantic: Tensor | None, timestep: Tensor, conditional: bool
+        latents: Tensor, semantic: Tensor | None, timestep: Tensor, condition: Condition
     ) -> tuple[Tensor, Tensor | None]:
-        text = tensors["text_embeddings" if conditional else "negative_text_embeddings"]
+        text = tensors["text_embeddings" if condition is Condition.BOTH else "negative_text_embeddings"]
         output = model(ModelInput(latents, timestep, text, tensors["source_latents"], semantic))
         return output.velocity, output.semantic_velocity
 

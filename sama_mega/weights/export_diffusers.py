@@ -193,7 +193,7 @@ def _editing_config(recipe: Recipe) -> dict[str, Any]:
         "text_length": model.text_length,
         "video_prefix": EDIT_PREFIXES["video"],
         "image_prefix": EDIT_PREFIXES["image"],
-        "negative_prompt": recipe.diffusion.negative_prompt,
+        "negative_prompt": recipe.diffusion.negative_prompt,  # None: the prefix
         "num_inference_steps": recipe.diffusion.sampling_steps,
         "guidance_scale": recipe.diffusion.guidance,
     }

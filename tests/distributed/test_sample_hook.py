@@ -30,7 +30,7 @@ class Meeting:
     def __init__(self, *_: object) -> None:
         self.prompts: list[str] = []
 
-    def edit(self, sources: torch.Tensor, prompts: list[str], _: object, *, num_frames: int) -> torch.Tensor:
+    def edit(self, sources: torch.Tensor, prompts: list[str], _: object, *, kind: str, num_frames: int) -> torch.Tensor:
         smallest, largest = sources.clone(), sources.clone()
         dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)

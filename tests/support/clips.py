@@ -50,3 +50,14 @@ def psnr(first: Frames, second: Frames) -> float:
     """Peak signal to noise ratio of two uint8 arrays, in dB."""
     error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
     return float(10 * np.log10(255.0**2 / max(error, 1e-12)))
+
+
+def turn_mp4(path: Path, turned: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Writes (a, b, c, d) of the display matrix into the track header: 0x10000 is one."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 4 + 4 + 20 + 16  # version, times and ids, layer and volume
+    assert content[place : place + 4] == (0x10000).to_bytes(4, "big")
+    a, b, c, d = (value.to_bytes(4, "big", signed=True) for value in matrix)
+    zero = bytes(4)
+    content[place : place + 36] = a + b + zero + c + d + zero + zero + zero + (0x40000000).to_bytes(4, "big")
+    turned.write_bytes(bytes(content))

@@ -209,6 +209,11 @@ def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert status_of("edit", "run", "clip.mp4", "make it red", "--out", "o.mp4", "--weights", "model") == 0
     assert (received["steps"], received["guidance"], received["seed"]) == (None, None, 1)
     assert (received["weights"], received["max_frames"], received["out"]) == ("model", 81, Path("o.mp4"))
+    assert (received["tensor"], received["context"], received["tiling"]) == (None, 1, "auto")
+    options = ("--tp", "1", "--cp", "2", "--vae-tiling", "on", "--source-guidance", "1.5")
+    assert status_of("edit", "run", "clip.mp4", "make it red", "--out", "o.mp4", *options) == 0
+    assert (received["tensor"], received["context"], received["tiling"]) == (1, 2, "on")
+    assert received["source_guidance"] == 1.5
     received = stand_in(monkeypatch, "evaluate", 0)
     assert status_of("evaluate", "run") == 0
     assert (received["checkpoint"], received["suite"]) == (Path("run"), "synthetic")

@@ -114,7 +114,7 @@ class SampleHook(Hook):
         perturbed = pretext(torch.from_numpy(source.frames), plan.frame_indices, plan.tube_order)
         steps = min(recipe.diffusion.sampling_steps, MAX_SAMPLING_STEPS)
         settings = SamplingSettings(steps, recipe.diffusion.guidance, recipe.train.seed)
-        edited = self._editor.edit(perturbed[None], [prompt], settings, num_frames=num_frames)
+        edited = self._editor.edit(perturbed[None], [prompt], settings, kind=row.kind, num_frames=num_frames)
         if not run.is_main:
             return
         shown, frames = frames_from_pixels(perturbed).numpy(), frames_from_pixels(edited[0]).numpy()

@@ -67,7 +67,7 @@ class SamaEditing(ModelMixin, ConfigMixin):
         text_length: int = 512,
         video_prefix: str = "[Video edit]",
         image_prefix: str = "[Image edit]",
-        negative_prompt: str = "[Video edit]",
+        negative_prompt: str | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 5.0,
     ) -> None:

@@ -112,7 +112,8 @@ class SamaEditPipeline(DiffusionPipeline):
         prefix = config.image_prefix if num_frames == 1 else config.video_prefix
         texts = [self.encode_prompt(f"{prefix} {instruction.strip()}")]
         if guidance != 1.0:
-            texts.append(self.encode_prompt(config.negative_prompt if negative_prompt is None else negative_prompt))
+            own = config.negative_prompt if negative_prompt is None else negative_prompt
+            texts.append(self.encode_prompt(prefix if own is None else own))
         if latents is None:
             latents = randn_tensor(source_latents.shape, generator, device, torch.float32)
         if semantic_features is None:

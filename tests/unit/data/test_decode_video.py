@@ -13,6 +13,7 @@ import sama_data.decode_video
 from sama_data.buckets import Geometry, cover
 from sama_data.decode import decode_frames
 from sama_data.errors import ClipError
+from tests.support.clips import turn_mp4
 
 
 @pytest.fixture(scope="module")
@@ -135,17 +136,6 @@ def test_threads_change_no_pixel(tmp_path, make_frames, make_video):
     path = make_video(tmp_path / "large.mp4", make_frames(9, 256, 320), preset="ultrafast")
     one = decode_frames(path, threads=1).frames
     np.testing.assert_array_equal(decode_frames(path, threads=2).frames, one)
-
-
-def turn_mp4(path: Path, turned: Path, matrix: tuple[int, int, int, int]) -> None:
-    """Writes (a, b, c, d) of the display matrix into the track header: 0x10000 is one."""
-    content = bytearray(path.read_bytes())
-    place = content.index(b"tkhd") + 4 + 4 + 20 + 16  # version, times and ids, layer and volume
-    assert content[place : place + 4] == (0x10000).to_bytes(4, "big")
-    a, b, c, d = (value.to_bytes(4, "big", signed=True) for value in matrix)
-    zero = bytes(4)
-    content[place : place + 36] = a + b + zero + c + d + zero + zero + zero + (0x40000000).to_bytes(4, "big")
-    turned.write_bytes(bytes(content))
 
 
 @pytest.mark.parametrize(("matrix", "quarter_turns"), [((0, 0x10000, -0x10000, 0), -1), ((0, -0x10000, 0x10000, 0), 1)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sama_mega.diffusion.sampler import sample_edit
+from sama_mega.diffusion.sampler import Condition, sample_edit
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
 
 SIGMAS, TIMESTEPS = FlowMatchingSchedule(1000, 5.0).sampling_schedule(8)
@@ -24,8 +24,9 @@ class _PerfectModel:
         self.calls: list[tuple[float, bool]] = []
 
     def __call__(
-        self, latents: Tensor, semantic: Tensor | None, timestep: Tensor, conditional: bool
+        self, latents: Tensor, semantic: Tensor | None, timestep: Tensor, condition: Condition
     ) -> tuple[Tensor, Tensor | None]:
+        conditional = condition is Condition.BOTH
         self.calls.append((float(timestep[0]), conditional))
         sigma = timestep[0] / 1000
         velocity = (latents - (self.clean if conditional else self.null)) / sigma
@@ -55,8 +56,8 @@ def test_a_head_that_predicts_clean_features_samples_them() -> None:
 
 
 def test_guidance_extrapolates_both_velocities_in_one_step() -> None:
-    def predict(latents: Tensor, semantic: Tensor | None, timestep: Tensor, conditional: bool):
-        value = 3.0 if conditional else 1.0
+    def predict(latents: Tensor, semantic: Tensor | None, timestep: Tensor, condition: Condition):
+        value = 3.0 if condition is Condition.BOTH else 1.0
         return torch.full_like(latents, value), torch.full_like(semantic, -value)
 
     sigmas, timesteps = torch.tensor([1.0, 0.0]), torch.tensor([1000.0])
@@ -64,6 +65,39 @@ def test_guidance_extrapolates_both_velocities_in_one_step() -> None:
     # 1 + 5 * (3 - 1) = 11, over a step of -1.
     assert torch.equal(latents, torch.full_like(latents, -11.0))
     assert torch.equal(semantic, torch.full_like(semantic, 11.0))
+
+
+@pytest.mark.parametrize(
+    ("guidance", "source_guidance", "expected"),
+    [
+        (1.0, 0.0, {Condition.BOTH: 1.0}),
+        (5.0, 0.0, {Condition.BOTH: 5.0, Condition.SOURCE: -4.0}),
+        (1.0, 2.0, {Condition.BOTH: 3.0, Condition.TEXT: -2.0}),
+        # The authors': v + s_I (v - v_T) + s_T (v - v_I), with s_T = 4 and s_I = 2.
+        (5.0, 2.0, {Condition.BOTH: 7.0, Condition.SOURCE: -4.0, Condition.TEXT: -2.0}),
+        (0.0, -1.0, {Condition.BOTH: -1.0, Condition.SOURCE: 1.0, Condition.TEXT: 1.0}),
+    ],
+)
+def test_both_scales_weigh_the_passes_that_they_need(
+    guidance: float, source_guidance: float, expected: dict[Condition, float]
+) -> None:
+    known = {
+        condition: (_noise(1, 16, 1, 2, 2) + place, _noise(1, 5, 8) - place)
+        for place, condition in enumerate(Condition)
+    }
+    asked: list[Condition] = []
+
+    def predict(_: Tensor, __: Tensor | None, ___: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
+        asked.append(condition)
+        return known[condition]
+
+    sigmas, timesteps = torch.tensor([1.0, 0.0]), torch.tensor([1000.0])
+    start = torch.zeros(1, 16, 1, 2, 2), torch.zeros(1, 5, 8)
+    found = sample_edit(predict, *start, sigmas, timesteps, guidance, source_guidance=source_guidance)
+    assert asked == list(expected)
+    for place in (0, 1):
+        truth = -sum(weight * known[condition][place] for condition, weight in expected.items())
+        torch.testing.assert_close(found[place], truth, rtol=1e-5, atol=1e-5)
 
 
 def test_guidance_runs_both_passes_and_reports_steps() -> None:

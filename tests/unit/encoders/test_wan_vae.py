@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sama_mega.encoders.wan_vae import WanVideoCodec
+from sama_mega.encoders import wan_vae as module
+from sama_mega.encoders.wan_vae import TILE_PIXELS, WanVideoCodec
 from tests.support.pretrained_folders import WAN_VAE, pretrained_weights, write_wan_vae
 
 PRECISIONS = (torch.float32, torch.bfloat16)
@@ -110,3 +111,58 @@ def test_nothing_is_differentiated(root: Path) -> None:
 def test_a_vae_of_other_channels_says_so(tmp_path: Path) -> None:
     write_wan_vae(tmp_path, z_dim=4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     assert WanVideoCodec(tmp_path, "cpu", torch.float32).latent_channels == 4 != WAN_VAE["z_dim"]
+
+
+# --- tiles ----------------------------------------------------------------------------------------
+
+
+def smooth_clip(height: int, width: int, frames: int = 5) -> Tensor:
+    small = torch.rand(1, 3, frames, 4, 4, generator=torch.Generator().manual_seed(2)) * 1.6 - 0.8
+    return torch.nn.functional.interpolate(small, size=(frames, height, width), mode="trilinear")
+
+
+class Sizes:
+    """Notes the largest picture that a network is given."""
+
+    def __init__(self, codec: WanVideoCodec) -> None:
+        self.seen = {"encoder": 0, "decoder": 0}
+        for name in self.seen:
+            getattr(codec._vae, name).register_forward_pre_hook(self._note(name))
+
+    def _note(self, name: str) -> Any:
+        def note(_: Any, arguments: tuple[Tensor, ...]) -> None:
+            height, width = arguments[0].shape[-2:]
+            self.seen[name] = max(self.seen[name], height * width)
+
+        return note
+
+
+@torch.no_grad()
+def test_tiles_bound_what_the_network_sees_and_change_little(root: Path) -> None:
+    """Seams may show in attention alone, which looks at a tile: 5% of the latents' spread, 10% of the pixels'."""
+    whole, tiled = (WanVideoCodec(root, "cpu", torch.float32, tiling) for tiling in ("off", "on"))
+    sizes, pixels = Sizes(tiled), smooth_clip(320, 400)
+    truth, latents = whole.encode(pixels), tiled.encode(pixels)
+    assert latents.shape == truth.shape == (1, 16, 2, 40, 50)
+    assert (latents - truth).abs().mean() < 0.05 * truth.std()
+    expected, decoded = whole.decode(truth), tiled.decode(truth)
+    assert decoded.shape == expected.shape == pixels.shape
+    assert (decoded - expected).abs().mean() < 0.1 * expected.std()
+    assert sizes.seen == {"encoder": TILE_PIXELS**2, "decoder": (TILE_PIXELS // 8) ** 2}
+
+
+@torch.no_grad()
+def test_large_pictures_are_tiled_by_themselves(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = WanVideoCodec(root, "cpu", torch.float32, "auto")
+    monkeypatch.setattr(module, "AUTO_TILING_PIXELS", 272 * 272)
+    sizes = Sizes(codec)
+    codec.encode(smooth_clip(272, 272, 1))
+    assert sizes.seen["encoder"] == 272 * 272
+    sizes.seen["encoder"] = 0
+    codec.encode(smooth_clip(272, 280, 1))
+    assert sizes.seen["encoder"] <= TILE_PIXELS**2
+
+
+def test_features_of_tiles_are_not_taken_for_those_of_whole_pictures(root: Path) -> None:
+    whole, tiled = (WanVideoCodec(root, "cpu", torch.float32, tiling) for tiling in ("off", "on"))
+    assert "tiling" not in whole.identity() and whole.identity() != tiled.identity()

@@ -24,6 +24,7 @@ from sama_mega.inference import edit_clip as module
 from sama_mega.inference.edit_clip import (
     EditedClip,
     OutputError,
+    WrittenEdit,
     checked_edit_prompt,
     edit_clip,
     require_writable,
@@ -31,6 +32,7 @@ from sama_mega.inference.edit_clip import (
 )
 from sama_mega.inference.editor import SamplingSettings
 from sama_mega.inference.load import OpenCheckpoint
+from tests.support.clips import turn_mp4
 
 SETTINGS = SamplingSettings(steps=2, guidance=1.0, seed=1)
 
@@ -43,9 +45,10 @@ class EchoEditor:
         self.prompts: list[list[str]] = []
 
     def edit(
-        self, sources: torch.Tensor, prompts: list[str], settings: SamplingSettings, *, on_step: Any = None
+        self, sources: torch.Tensor, prompts: list[str], settings: SamplingSettings, *, kind: str, on_step: Any = None
     ) -> torch.Tensor:
         assert settings is SETTINGS
+        assert prompts[0].startswith("[Image edit]" if kind == "image" else "[Video edit]")
         self.shapes.append(tuple(sources.shape))
         self.prompts.append(list(prompts))
         return -sources
@@ -89,11 +92,38 @@ def test_every_frame_comes_back_and_the_model_sees_4k_plus_1(make_clip: Callable
     np.testing.assert_array_equal(clip.edit, 255 - clip.source)
 
 
-def test_a_clip_is_brought_to_its_nearest_bucket(make_clip: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(("height", "width"), [(40, 64), (34, 46), (120, 180), (16, 20)])
+def test_a_clip_is_edited_in_its_nearest_bucket_and_written_at_its_own_size(
+    make_clip: Callable[..., Path], tmp_path: Path, height: int, width: int
+) -> None:
     opened, editor = make_opened((32, 32), (48, 32), (32, 48))
-    clip = edit_clip(opened, make_clip(5, 40, 64), "flip it", SETTINGS, max_frames=17)
-    assert clip.edit.shape == (5, 32, 48, 3)
-    assert editor.shapes == [(1, 3, 5, 32, 48)]
+    path = make_clip(5, height, width)
+    stored = decode_frames(path).frames
+    clip = edit_clip(opened, path, "flip it", SETTINGS, max_frames=17)
+    bucket = (32, 48) if width / height > 1.5**0.5 else (32, 32)
+    assert clip.edit.shape == (5, *bucket, 3)
+    assert editor.shapes == [(1, 3, 5, *bucket)]
+    assert clip.size == (stored.shape[2], stored.shape[1])
+    write_edit(clip, tmp_path / "edit.mp4", "flip it")
+    frames = decode_frames(tmp_path / "edit.mp4").frames
+    assert frames.shape == stored.shape
+    # All of the picture is there, at its place: nothing was cropped.
+    assert np.abs(frames.astype(int) - (255 - stored.astype(int))).mean() < 8
+
+
+def test_a_clip_that_is_turned_upright_stays_upright(tmp_path: Path) -> None:
+    lying = tmp_path / "lying.mp4"
+    write_clip(lying, make_frames(5, 32, 48), 12)
+    turned = tmp_path / "turned.mp4"
+    turn_mp4(lying, turned, (0, 0x10000, -0x10000, 0))
+    upright = decode_frames(turned).frames
+    assert upright.shape == (5, 48, 32, 3)
+    opened, editor = make_opened((48, 32), (32, 48))
+    clip = edit_clip(opened, turned, "flip it", SETTINGS, max_frames=17)
+    assert editor.shapes == [(1, 3, 5, 48, 32)] and clip.size == (32, 48)
+    write_edit(clip, tmp_path / "edit.mp4", "flip it")
+    frames = decode_frames(tmp_path / "edit.mp4").frames
+    assert np.abs(frames.astype(int) - (255 - upright.astype(int))).mean() < 4
 
 
 def test_a_picture_is_a_clip_of_one_frame(tmp_path: Path) -> None:
@@ -219,8 +249,9 @@ def test_ranks_may_look_at_the_same_place_together(tmp_path: Path, monkeypatch: 
 
 def test_an_edit_is_a_clip_and_a_picture(tmp_path: Path) -> None:
     source = make_frames(6)
-    picture = write_edit(EditedClip(source, 255 - source, 12.0), tmp_path / "deep" / "edit.mp4", "flip it")
-    assert picture == tmp_path / "deep" / "edit.png"
+    written = write_edit(EditedClip(source, 255 - source, 12.0), tmp_path / "deep" / "edit.mp4", "flip it")
+    picture = tmp_path / "deep" / "edit.png"
+    assert written == WrittenEdit(picture, None)
     decoded = decode_frames(tmp_path / "deep" / "edit.mp4")
     assert decoded.fps == 12 and decoded.frames.shape == (6, 32, 32, 3)
     assert np.abs(decoded.frames.astype(int) - (255 - source)).mean() < 4

@@ -93,7 +93,7 @@ def test_the_model_sees_source_prompt_and_falling_timesteps(recipe: Recipe, enco
 
 
 def test_guidance_asks_twice_and_goes_beyond_the_instruction(recipe: Recipe, encoders: Encoders) -> None:
-    negative = encoders.text.encode([recipe.diffusion.negative_prompt])
+    negative = encoders.text.encode(["[Video edit]"])
 
     def answer(source: Tensor, text: Tensor, latents: Tensor) -> Tensor:
         return source * (0.5 if torch.equal(text[:1], negative) else 0.6)
@@ -103,6 +103,39 @@ def test_guidance_asks_twice_and_goes_beyond_the_instruction(recipe: Recipe, enc
     asked = ["no" if torch.equal(call["text"], negative) else "yes" for call in model.calls]
     assert asked == ["yes", "no"] * 2
     latents = encoders.video.encode(clips) * (0.5 + 3.0 * 0.1)
+    torch.testing.assert_close(edited, encoders.video.decode(latents), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("own", "kind", "expected"),
+    [
+        (None, "video", "[Video edit]"),
+        (None, "image", "[Image edit]"),
+        ("blurred", "video", "blurred"),
+        ("blurred", "image", "blurred"),
+        ("", "image", ""),
+    ],
+)
+def test_the_negative_prompt_is_the_recipes_or_that_of_the_kind(
+    recipe: Recipe, encoders: Encoders, own: str | None, kind: str, expected: str
+) -> None:
+    assert recipe.diffusion.negative_prompt is None
+    changed = recipe.model_copy(update={"diffusion": recipe.diffusion.model_copy(update={"negative_prompt": own})})
+    model = KnownModel(keep_source)
+    run(changed, encoders, model, make_clips(1, 1), steps=1, guidance=2.0, kind=kind)
+    assert torch.equal(model.calls[1]["text"], encoders.text.encode([expected]))
+
+
+def test_source_guidance_asks_once_more_without_a_source(recipe: Recipe, encoders: Encoders) -> None:
+    def answer(source: Tensor | None, text: Tensor, latents: Tensor) -> Tensor:
+        return torch.zeros_like(latents) if source is None else 0.5 * source
+
+    model, clips = KnownModel(answer), make_clips(1)
+    settings = SamplingSettings(2, 1.0, 1, source_guidance=0.6)
+    edited = Editor(recipe, model, encoders, CPU).edit(clips, ["[Video edit] x"], settings)
+    assert [call["source"] is None for call in model.calls] == [False, True] * 2
+    assert all(torch.equal(call["text"], encoders.text.encode(["[Video edit] x"])) for call in model.calls)
+    latents = encoders.video.encode(clips) * (0.5 + 0.6 * 0.5)
     torch.testing.assert_close(edited, encoders.video.decode(latents), atol=2e-5, rtol=0)
 
 

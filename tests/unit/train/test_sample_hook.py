@@ -35,7 +35,9 @@ class RecordingEditor:
     def __init__(self, *_: object) -> None:
         self.calls: list[tuple[torch.Tensor, list[str], Any]] = []
 
-    def edit(self, sources: torch.Tensor, prompts: list[str], settings: Any, *, num_frames: int) -> torch.Tensor:
+    def edit(
+        self, sources: torch.Tensor, prompts: list[str], settings: Any, *, kind: str, num_frames: int
+    ) -> torch.Tensor:
         self.calls.append((sources, prompts, settings))
         return torch.zeros(1, 3, num_frames, *sources.shape[-2:])
 
