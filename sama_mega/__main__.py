@@ -214,12 +214,16 @@ def import_weights(
     recipe: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Of this model (default: by the weights' size, 14B or 1.3B).")
     ] = None,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="FILE[:SCALE]", help="Add a LoRA file to the weights; repeat for several."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a checkpoint of Wan2.1's or SAMA's published weights; every tensor is accounted for."""
     from sama_mega.commands import import_weights as command
 
-    raise typer.Exit(command.run(source_format, path, out, recipe, as_json=as_json))
+    raise typer.Exit(command.run(source_format, path, out, recipe, loras or [], as_json=as_json))
 
 
 @app.command("export")

@@ -9,7 +9,7 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.model.name_map import our_place
 from sama_mega.model.whole_shapes import released_shapes, sama_shapes
-from sama_mega.weights.formats import SourceFormat, released_name, show_some, stored_name
+from sama_mega.weights.formats import SourceFormat, list_problems, released_name, stored_name
 from sama_mega.weights.source import StoredTensor
 
 READABLE_DTYPES = ("float32", "bfloat16", "float16")
@@ -66,20 +66,9 @@ def require_fit(source_format: SourceFormat, tensors: Mapping[str, StoredTensor]
         elif index and found.dtype != tensors[parts[0]].dtype:
             mistyped.append(f"{stored}: {found.dtype}, must be {tensors[parts[0]].dtype} like {parts[0]}")
     unused = sorted(tensors.keys() - used)
-    problems = [
-        f"{kind} {len(names)} ({show_some(names)})"
-        for kind, names in (
-            ("missing", missing),
-            ("unused", unused),
-            ("wrong shape", misshapen),
-            ("wrong dtype", mistyped),
-        )
-        if names
-    ]
+    problems = list_problems({"missing": missing, "unused": unused, "wrong shape": misshapen, "wrong dtype": mistyped})
     if problems:
-        raise ConfigError(
-            f"{label} does not fit the model: {'; '.join(problems)}{_hint(source_format, missing, unused)}"
-        )
+        raise ConfigError(f"{label} does not fit the model: {problems}{_hint(source_format, missing, unused)}")
     return fit
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from sama_mega.model.diffusers_names import diffusers_name, released_name_of_diffusers
@@ -27,3 +28,8 @@ def show_some(names: list[str]) -> str:
     """A few names, and how many more there are."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def list_problems(problems: Mapping[str, list[str]]) -> str:
+    """How many there are of every kind, and a few of their names; empty where there are none."""
+    return "; ".join(f"{kind} {len(names)} ({show_some(names)})" for kind, names in problems.items() if names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from sama_mega.model.name_map import fuse
 from sama_mega.model.whole_shapes import our_shapes
 from sama_mega.parallel.checkpoint_stream import CheckpointWriter
 from sama_mega.weights.fit import Fit, require_fit
-from sama_mega.weights.formats import SourceFormat
+from sama_mega.weights.formats import SourceFormat, released_name
+from sama_mega.weights.lora import LoraChoice, open_merged
 from sama_mega.weights.recipe_choice import choose_recipe
-from sama_mega.weights.source import Source, open_source
+from sama_mega.weights.source import StoredTensor, open_source
 
 TYPE_EMBEDDING = "segment_embedding.weight"
 SECTIONS = ("model", "ema")
@@ -34,11 +35,13 @@ class Imported:
         recipe: Stored in the checkpoint.
         num_read: Parameters that came from the weights.
         fresh: Names of those that were drawn.
+        num_changed: How many of the source's tensors each LoRA file changed.
     """
 
     recipe: Recipe
     num_read: int
     fresh: tuple[str, ...]
+    num_changed: tuple[int, ...]
 
 
 def import_weights(
@@ -47,6 +50,7 @@ def import_weights(
     out: Path,
     recipe_path: str | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
+    loras: Sequence[LoraChoice] = (),
 ) -> Imported:
     """Makes a checkpoint of published weights; it loads in any layout, as `model` and as `ema`.
 
@@ -58,9 +62,10 @@ def import_weights(
         out: The checkpoint's folder; must not exist.
         recipe_path: The recipe of this model; None for the published sizes.
         on_tensor: Called with the parameters written and their number.
+        loras: Added to the weights in this order.
 
     Raises:
-        ConfigError: The weights are damaged, or do not fit the recipe; nothing is written.
+        ConfigError: The weights or a LoRA file are damaged, or do not fit the recipe; nothing is written.
         CheckpointError: The disk refuses; nothing is left.
     """
     if out.exists():
@@ -78,18 +83,30 @@ def import_weights(
             layout=dict.fromkeys(("tensor", "context", "pipeline", "data"), 1),
             life=0,
         )
-        write_streamed(out, lambda writer: _fill(writer, source, fit, recipe, on_tensor), saved, recipe)
-    return Imported(recipe, len(fit.read), tuple(fit.fresh))
+        with open_merged(loras, source.tensors, _targets(source_format, fit)) as merged:
+            tensors = merged.tensors
+            write_streamed(out, lambda writer: _fill(writer, tensors, fit, recipe, on_tensor), saved, recipe)
+    return Imported(recipe, len(fit.read), tuple(fit.fresh), merged.num_changed)
+
+
+def _targets(source_format: SourceFormat, fit: Fit) -> dict[str, str]:
+    """Released name -> stored name, of all that is read."""
+    names = ((released_name(source_format, stored), stored) for parts in fit.read.values() for stored in parts)
+    return {released: stored for released, stored in names if released is not None}
 
 
 def _fill(
-    writer: CheckpointWriter, source: Source, fit: Fit, recipe: Recipe, on_tensor: Callable[[int, int], None]
+    writer: CheckpointWriter,
+    tensors: Mapping[str, StoredTensor],
+    fit: Fit,
+    recipe: Recipe,
+    on_tensor: Callable[[int, int], None],
 ) -> None:
     """Adds every parameter, once, under both of the names that a run's checkpoint has for it."""
     shapes = our_shapes(recipe.model)
     for number, (name, shape) in enumerate(shapes.items(), start=1):
         if name in fit.read:
-            parts = [source.tensors[stored].read() for stored in fit.read[name]]
+            parts = [tensors[stored].read() for stored in fit.read[name]]
             whole = fuse(parts, recipe.model.num_heads)
             del parts
         else:

@@ -20,7 +20,8 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.encoders.weights_folder import CONFIG_FILE, open_weights_folder, read_json
 from sama_mega.weights.formats import SourceFormat, show_some
 
-_SAFETENSORS, _PICKLES = ".safetensors", (".pth", ".pt")
+SAFETENSORS, _PICKLES = ".safetensors", (".pth", ".pt")
+Shape = tuple[int, ...]
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
@@ -35,7 +36,7 @@ class StoredTensor:
     """
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: Shape
     read: Callable[[], Tensor]
 
 
@@ -80,12 +81,12 @@ def open_source(source_format: SourceFormat, path: Path) -> Iterator[Source]:
                 raise ConfigError(f"{path} is a file: import diffusers reads a folder with {CONFIG_FILE}")
             if file.suffix in _PICKLES and source_format == "wan":
                 tensors = _tensors_of_pickle(file)
-            elif file.suffix == _SAFETENSORS:
+            elif file.suffix == SAFETENSORS:
                 tensors = _tensors_of((file,), open_files)
             else:
                 endings = "" if source_format == "sama" else f" or {' or '.join(_PICKLES)}"
                 raise ConfigError(
-                    f"{file} must end in {_SAFETENSORS}{endings}: pickles can run code and are not read as"
+                    f"{file} must end in {SAFETENSORS}{endings}: pickles can run code and are not read as"
                     f" {source_format} weights"
                 )
             beside = file.parent / CONFIG_FILE
@@ -94,28 +95,43 @@ def open_source(source_format: SourceFormat, path: Path) -> Iterator[Source]:
 
 
 def _single_file(folder: Path) -> Path:
-    files = sorted(folder.glob(f"*{_SAFETENSORS}"))
+    files = sorted(folder.glob(f"*{SAFETENSORS}"))
     if len(files) != 1:
-        raise ConfigError(f"{folder} holds {len(files)} files *{_SAFETENSORS}: name the one to import")
+        raise ConfigError(f"{folder} holds {len(files)} files *{SAFETENSORS}: name the one to import")
     return files[0]
+
+
+def open_safetensors(file: Path, open_files: ExitStack) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Tensors of one file by name, and what its header says besides.
+
+    Args:
+        file: A safetensors file.
+        open_files: Keeps it open.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    try:
+        content = open_files.enter_context(safe_open(file, framework="pt"))
+        for name in content.keys():  # noqa: SIM118 - no dictionary
+            described = content.get_slice(name)
+            dtype = described.get_dtype()
+            shape = tuple(described.get_shape())
+            tensors[name] = StoredTensor(_DTYPES.get(dtype, dtype), shape, _reader(content, name, file))
+        return tensors, content.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}: fetch it again") from error
 
 
 def _tensors_of(files: tuple[Path, ...], open_files: ExitStack) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file in files:
-        try:
-            content = open_files.enter_context(safe_open(file, framework="pt"))
-            names = list(content.keys())
-            twice = sorted(tensors.keys() & set(names))
-            if twice:
-                raise ConfigError(f"{file} holds {show_some(twice)}, which another file of the folder holds too")
-            for name in names:
-                described = content.get_slice(name)
-                dtype = described.get_dtype()
-                shape = tuple(described.get_shape())
-                tensors[name] = StoredTensor(_DTYPES.get(dtype, dtype), shape, _reader(content, name, file))
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{file} cannot be read: {error}: fetch it again") from error
+        content, _ = open_safetensors(file, open_files)
+        twice = sorted(tensors.keys() & content.keys())
+        if twice:
+            raise ConfigError(f"{file} holds {show_some(twice)}, which another file of the folder holds too")
+        tensors |= content
     return tensors
 
 

@@ -17,7 +17,7 @@ from sama_mega.config.schema import Recipe
 from sama_mega.model.name_map import released_names, unfuse
 from sama_mega.model.whole_shapes import our_shapes
 from sama_mega.parallel.checkpoint_stream import CheckpointReader
-from sama_mega.weights.formats import show_some
+from sama_mega.weights.formats import list_problems
 
 Weights = Literal["ema", "model"]
 
@@ -81,15 +81,13 @@ def open_stored_model(path: Path, weights: Weights) -> StoredModel:
         for name, shape in wanted.items()
         if name in stored and stored[name] != shape
     ]
-    problems = [
-        f"{kind} {len(names)} ({show_some(names)})"
-        for kind, names in (
-            ("missing", sorted(wanted.keys() - stored.keys())),
-            ("unused", sorted(stored.keys() - wanted.keys())),
-            ("wrong shape", misshapen),
-        )
-        if names
-    ]
+    problems = list_problems(
+        {
+            "missing": sorted(wanted.keys() - stored.keys()),
+            "unused": sorted(stored.keys() - wanted.keys()),
+            "wrong shape": misshapen,
+        }
+    )
     if problems:
-        raise CheckpointError(f"{checkpoint} does not hold the {weights} weights of its recipe: {'; '.join(problems)}")
+        raise CheckpointError(f"{checkpoint} does not hold the {weights} weights of its recipe: {problems}")
     return StoredModel(checkpoint, recipe, weights, reader)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from sama_mega.config import build_recipe, recipe_to_yaml
 from sama_mega.config.schema import Recipe
@@ -23,6 +24,7 @@ from sama_mega.model.whole_shapes import our_shapes, released_shapes
 from sama_mega.weights.export_diffusers import WEIGHTS_FILE, export_diffusers, wan_config
 from sama_mega.weights.export_sama import export_sama
 from sama_mega.weights.import_weights import import_weights
+from sama_mega.weights.lora import LoraChoice
 from sama_mega.weights.safetensors_writer import PlannedTensor, SafetensorsWriter
 from sama_mega.weights.stored_model import open_stored_model
 from tests.support.peak_memory import PeakMemory
@@ -38,6 +40,18 @@ def write_random_folder(folder: Path, recipe: Recipe) -> int:
         for name, tensor in planned.items():
             file.write(name, torch.randn(tensor.shape))
     return sum(tensor.num_bytes for tensor in planned.values())
+
+
+def write_random_lora(path: Path, recipe: Recipe, rank: int = 32) -> Path:
+    """Pairs for every linear of the blocks, in float32, as the authors' code names them."""
+    tensors = {}
+    for name, shape in released_shapes(recipe.model).items():
+        if name.startswith("blocks.") and name.endswith(".weight") and len(shape) == 2:
+            module = name.removesuffix(".weight")
+            tensors[f"{module}.lora_A.default.weight"] = torch.randn(rank, shape[1])
+            tensors[f"{module}.lora_B.default.weight"] = torch.randn(shape[0], rank)
+    save_file(tensors, path)
+    return path
 
 
 def measure(label: str, folder: Path, recipe: Recipe, work: Callable[[], object]) -> None:
@@ -72,6 +86,14 @@ def main() -> None:
         checkpoint,
         recipe,
         lambda: import_weights("diffusers", source, checkpoint, str(recipe_file)),
+    )
+    shutil.rmtree(checkpoint)
+    lora = write_random_lora(given.folder / "lora.safetensors", recipe)
+    measure(
+        "import diffusers with LoRA",
+        checkpoint,
+        recipe,
+        lambda: import_weights("diffusers", source, checkpoint, str(recipe_file), loras=[LoraChoice(lora)]),
     )
     shutil.rmtree(source)
     stored = open_stored_model(checkpoint, "ema")
