@@ -72,12 +72,29 @@ def choose_attention(recipe: Recipe, context: ParallelContext) -> AttentionChoic
     if requested != "auto" or device.type != "cuda" or recipe.train.precision == "float32":
         choice = always(requested)
     else:
-        found = _measured(recipe, context) if context.is_first_rank else None
-        choice = broadcast_object(found, context.host_world_group)
+        choice = _measured_by_first_rank(recipe, context)
     for _, _, backend in choice.by_shape:
         reason = None if backend == "auto" else unavailable(backend, device, PRECISIONS[recipe.train.precision])
         if reason is not None:
             raise ConfigError(f"kernels.attention ({requested}): {reason}")
+    return choice
+
+
+def _measured_by_first_rank(recipe: Recipe, context: ParallelContext) -> AttentionChoice:
+    """One rank measures; where it fails, the others must not wait for its answer."""
+    found: AttentionChoice | None = None
+    failure: Exception | None = None
+    if context.is_first_rank:
+        try:
+            found = _measured(recipe, context)
+        except Exception as error:
+            failure = error
+    answer = broadcast_object(found, context.host_world_group)
+    if failure is not None:
+        raise failure
+    if answer is None:
+        raise RuntimeError("the first rank could not measure attention: see its log")
+    choice: AttentionChoice = answer
     return choice
 
 

@@ -68,7 +68,13 @@ def semantic_loss(
 
     Returns:
         ``[B]`` float32 sums.
+
+    Raises:
+        ValueError: The target has another shape, or the backend cannot run here.
     """
+    expected = (*hidden.shape[:2], weight.shape[0])
+    if target.shape != expected:
+        raise ValueError(f"semantic_loss: target {tuple(target.shape)} must be {expected}")
     predicted = semantic_head(hidden, norm_weight, norm_bias, weight, bias, eps=eps, backend=backend)
     if choose_backend("semantic_loss", backend, hidden.device.type) == "reference":
         return absolute_error_reference(predicted, target)

@@ -176,3 +176,10 @@ def test_bfloat16_loss_is_summed_in_float32() -> None:
     exact_predicted = exact_head(given[0][1:-2].double(), *(tensor.double() for tensor in given[1:]))
     assert predicted.dtype == torch.bfloat16
     assert relative_error(predicted, exact_predicted) < BFLOAT16_ROUNDOFF
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_target_of_another_shape_is_refused(backend: str) -> None:
+    hidden, weight = normal(3, 2, 8), normal(5, 8)
+    with pytest.raises(ValueError, match=r"target \(3, 2, 4\) must be \(3, 2, 5\)"):
+        semantic_loss(hidden, normal(3, 2, 4), normal(8), normal(8), weight, normal(5), eps=1e-6, backend=backend)

@@ -111,6 +111,22 @@ def test_auto_is_measured_once_logged_and_remembered(
     assert len(measured) == 4, "the file was not read"
 
 
+@pytest.mark.parametrize(("rank", "failure"), [(0, OSError), (1, RuntimeError)])
+def test_no_rank_waits_for_a_first_rank_that_fails(
+    rank: int, failure: type[Exception], on_gpu: ParallelContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(shape: AttentionShape, device: torch.device) -> list[Trial]:
+        raise OSError("no device")
+
+    sent: list[object] = []
+    monkeypatch.setattr(attention_choice, "measure_backends", fail)
+    # What the other ranks get from one that failed.
+    monkeypatch.setattr(attention_choice, "broadcast_object", lambda value, group: sent.append(value))
+    with pytest.raises(failure):
+        choose_attention(make_recipe(MODEL_14B), replace(on_gpu, rank=rank))
+    assert sent == [None]
+
+
 def test_selective_recomputation_needs_a_backend_that_it_can_keep(
     on_gpu: ParallelContext, measured: list[AttentionShape]
 ) -> None:
