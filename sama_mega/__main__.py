@@ -236,12 +236,16 @@ def export_weights(
     out: Annotated[Path, typer.Option(metavar="PATH", help="The folder, or the .safetensors file; must not exist.")],
     weights: WeightsOption = "ema",
     dtype: Annotated[Literal["bf16", "fp32"], typer.Option(help="Precision of the tensors.")] = "bf16",
+    lora: Annotated[
+        bool,
+        typer.Option("--lora", help="Write what a run with lora.rank trained, as one LoRA file, and nothing else."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint's weights for diffusers, or for the authors' code; every tensor is accounted for."""
     from sama_mega.commands import export_weights as command
 
-    raise typer.Exit(command.run(checkpoint, target_format, out, weights, dtype, as_json=as_json))
+    raise typer.Exit(command.run(checkpoint, target_format, out, weights, dtype, lora, as_json=as_json))
 
 
 @app.command()

@@ -15,7 +15,7 @@ from sama_mega.config.schema import Recipe
 
 _FIXED_KEYS = ("train.seed", "train.stage", "data.images_per_step", "data.videos_per_step")
 _FIXED_PATHS = ("data.manifest", "data.blend")
-_FIXED_SECTION = "model."
+_FIXED_SECTIONS = ("model.", "lora.")
 _KEYS_SHOWN = 3
 
 
@@ -88,7 +88,7 @@ def _flatten(recipe: Recipe) -> dict[str, Any]:
 def _breaks(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     if key in _FIXED_PATHS:
         return _absolute(old[key]) != _absolute(new[key])
-    return key in _FIXED_KEYS or key.startswith(_FIXED_SECTION)
+    return key in _FIXED_KEYS or key.startswith(_FIXED_SECTIONS)
 
 
 def _absolute(value: Any) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sama_mega.config import Recipe, load_recipe
+from sama_mega.config.errors import ConfigError
 from sama_mega.parallel.launch import launch_ranks
 from sama_mega.parallel.layout import fewest_ranks, resolve_layout
 from sama_mega.parallel.rank_environment import found_rank_count
@@ -109,6 +110,11 @@ def run_recipe(
     """
     chosen = None if kernels is None else KERNELS[kernels]
     loaded = verification_recipe(load_recipe(recipe, overrides), degrees.given(), num_layers, chosen)
+    if plant and loaded.lora.rank:
+        raise ConfigError(
+            f"--plant ({plant}) needs lora.rank=0, and it is {loaded.lora.rank}: what bugs break is written for whole"
+            " training"
+        )
     num_ranks = fewest_ranks(loaded)
     if _needs_ranks(num_ranks):
         resolve_layout(loaded, num_ranks)

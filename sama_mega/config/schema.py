@@ -8,7 +8,7 @@ there. Paths are relative to the working directory of the command.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -73,6 +73,16 @@ AutoOrPositive = Annotated[Literal["auto"] | int, BeforeValidator(_check_auto_or
 """`auto` or a whole number of at least 1."""
 Stage = Annotated[Literal[0, 1], BeforeValidator(_check_stage)]
 """0: pre-training on raw videos and image edits; 1: editing."""
+LoraTarget = Literal[
+    "self_attn.linear_qkv",
+    "self_attn.o",
+    "cross_attn.q",
+    "cross_attn.linear_kv",
+    "cross_attn.o",
+    "ffn.linear_in",
+    "ffn.linear_out",
+]
+"""A linear of every block."""
 Bucket = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
 """Width and height in pixels; strictness is off because YAML gives lists."""
 
@@ -272,6 +282,30 @@ class EncodersRecipe(Section):
         return self
 
 
+class LoraRecipe(Section):
+    """Low-rank training: the rank (0: everything is trained), its strength, and which linears of a block change."""
+
+    rank: NonNegativeInt = 0
+    alpha: PositiveFloat | None = None
+    targets: Annotated[tuple[LoraTarget, ...], Strict(False)] = get_args(LoraTarget)
+
+    @property
+    def factor(self) -> float:
+        """What a low-rank change is multiplied by: ``alpha / rank``, alpha being the rank by default."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> LoraRecipe:
+        if self.rank == 0 and self.alpha is not None:
+            raise BrokenRule("alpha", self.alpha, "is not read: lora.rank is 0")
+        if not self.targets:
+            raise BrokenRule("targets", [], "must name at least one linear")
+        if len(set(self.targets)) < len(self.targets):
+            twice = next(target for target in self.targets if self.targets.count(target) > 1)
+            raise BrokenRule("targets", twice, "is listed twice")
+        return self
+
+
 class OptimizerRecipe(Section):
     """AdamW, its learning-rate schedule, gradient clipping and the moving average of the weights."""
 
@@ -347,6 +381,7 @@ class Recipe(Section):
     motion: MotionRecipe = MotionRecipe()
     encoders: EncodersRecipe = EncodersRecipe()
     optimizer: OptimizerRecipe = OptimizerRecipe()
+    lora: LoraRecipe = LoraRecipe()
     train: TrainRecipe
     checkpoint: CheckpointRecipe = CheckpointRecipe()
     track: TrackRecipe = TrackRecipe()

@@ -9,6 +9,7 @@ from sama_mega.model.attention import AttentionHeads
 from sama_mega.model.attention_choice import choose_attention
 from sama_mega.model.config import transformer_config
 from sama_mega.model.initialize import initialize_weights
+from sama_mega.model.low_rank import add_low_rank
 from sama_mega.model.sama_dit import ModelInput, ModelOutput, SamaDiT
 from sama_mega.model.whole import WholeModel
 from sama_mega.parallel.runtime import ParallelContext
@@ -23,7 +24,7 @@ def build_model(recipe: Recipe, context: ParallelContext, *, initialize: bool = 
         recipe: The whole recipe.
         context: The running layout.
         initialize: Whether to draw fresh weights, the same in every layout; False leaves memory as it is, for a
-            caller that fills every parameter.
+            caller that fills every parameter but low-rank changes.
 
     Returns:
         This rank's pipeline stages on the context's device, in order: one, or several when they are interleaved.
@@ -40,9 +41,10 @@ def build_model(recipe: Recipe, context: ParallelContext, *, initialize: bool = 
         for module in stage.modules():
             if isinstance(module, AttentionHeads):
                 module.attention_choice = choice
-    if initialize:
-        for stage in stages:
-            initialize_weights(stage, recipe.train.seed)
+        if recipe.lora.rank:
+            add_low_rank(stage, recipe.lora, context)
+        # No base model's checkpoint has low-rank changes: those always start somewhere.
+        initialize_weights(stage, recipe.train.seed, low_rank_only=not initialize)
     return stages
 
 

@@ -15,24 +15,27 @@ import torch
 from torch import Tensor, nn
 
 from sama_mega.config.schema import Recipe
+from sama_mega.model.low_rank import LOW_RANK
 from sama_mega.model.sama_dit import SamaDiT
 
 Draw = Callable[[Tensor, torch.Generator], Any]
 
 
 @torch.no_grad()
-def initialize_weights(model: SamaDiT, seed: int) -> None:
-    """Fills every parameter in place.
+def initialize_weights(model: SamaDiT, seed: int, low_rank_only: bool = False) -> None:
+    """Fills every parameter in place; low-rank changes so that they change nothing yet.
 
     Args:
         model: This rank's shard.
         seed: The run's seed.
+        low_rank_only: Leave everything but low-rank changes as it is.
 
     Source: ``WanModel.init_weights`` for the backbone; sama.md section 1 for SAMA's own parts
         (Cynthiazxy123/SAMA@5c6bb5b).
     """
     for name, parameter in model.named_parameters():
-        parameter.copy_(_draw_slice(name, parameter, model, seed, _draw_for(name, model.recipe)))
+        if not low_rank_only or LOW_RANK in name:
+            parameter.copy_(_draw_slice(name, parameter, model, seed, _draw_for(name, model.recipe)))
 
 
 @torch.no_grad()
@@ -58,14 +61,19 @@ def perturb_weights(model: SamaDiT, seed: int) -> None:
 
     Fresh biases are zeros and norms ones: one added twice, or a wrong slice of it, would not show. Fresh text
     embeddings are so small that all keys look alike, and the gradients of cross-attention are what a cancellation
-    leaves.
+    leaves. Fresh low-rank changes are zero, and so are half of their gradients.
 
     Args:
         model: This rank's shard of fresh weights; mutated.
         seed: The run's seed.
     """
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1 or "modulation" in name or name == "segment_embedding.weight":
+        if (
+            parameter.dim() == 1
+            or "modulation" in name
+            or name == "segment_embedding.weight"
+            or name.endswith(f"{LOW_RANK}up")
+        ):
             parameter.add_(_draw_slice(name, parameter, model, seed + 1, _normal(0.2)))
         elif name.startswith("text_embedding."):
             parameter.mul_(10)
@@ -92,6 +100,10 @@ def _draw_for(name: str, recipe: Recipe) -> Draw:
     """The initializer of one parameter, by the module it belongs to."""
     model = recipe.model
     module, _, kind = name.rpartition(".")
+    if name.endswith(f"{LOW_RANK}up"):
+        return _constant(0.0)
+    if name.endswith(f"{LOW_RANK}down"):
+        return lambda whole, generator: _uniform(1 / sqrt(whole.shape[1]))(whole, generator)
     if name == "segment_embedding.weight":
         return _normal(model.type_embedding_std)
     if name.endswith("modulation"):

@@ -47,6 +47,9 @@ class ColumnLinear(ColumnParallelLinear):
             False: the input is whole on every rank, and its gradient is this rank's part of a sum: see
             `sum_gradient_over_tensor_ranks`.
         dtype: Of weight and bias; the configuration's by default.
+
+    Attributes:
+        low_rank: What `add_low_rank` puts beside the weight; None without.
     """
 
     def __init__(
@@ -73,13 +76,14 @@ class ColumnLinear(ColumnParallelLinear):
         )
         for parameter in self.parameters():
             split_over_tensor_ranks(parameter, 0)
+        self.low_rank: nn.Module | None = None
 
     def forward(self, x: Tensor, keep: Keep = compute_now) -> Tensor:
         """``[s, B, in]`` -> ``[S, B, out / tp]``."""
         output: Tensor = ColumnProduct.apply(
             x, self.weight, self.bias, self.tp_group, self.sequence_parallel, self.allreduce_dgrad, keep
         )
-        return output
+        return output if self.low_rank is None else output + self.low_rank(x)
 
 
 class RowLinear(RowParallelLinear):
@@ -90,6 +94,9 @@ class RowLinear(RowParallelLinear):
         out_features: Global output width.
         config: megatron's configuration.
         context: The running layout.
+
+    Attributes:
+        low_rank: What `add_low_rank` puts beside the weight; None without.
     """
 
     def __init__(
@@ -106,11 +113,13 @@ class RowLinear(RowParallelLinear):
             tp_group=context.tensor_group,
         )
         split_over_tensor_ranks(self.weight, 1)
+        self.low_rank: nn.Module | None = None
 
     def forward(self, x: Tensor, keep: Keep = compute_now) -> Tensor:
         """``[S, B, in / tp]`` -> ``[s, B, out]``."""
         product: Tensor = RowProduct.apply(x, self.weight, self.tp_group, self.sequence_parallel, keep)
-        return product + self.bias
+        output = product + self.bias
+        return output if self.low_rank is None else output + self.low_rank(x)
 
 
 def sum_gradient_over_tensor_ranks(x: Tensor, context: ParallelContext) -> Tensor:

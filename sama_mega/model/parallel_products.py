@@ -69,7 +69,9 @@ class ColumnProduct(torch.autograd.Function):
             x_gradient, leaving = _scatter_sums(x_gradient, ctx.group, asynchronous=True)
         elif ctx.sum_input_gradient:
             leaving = dist.all_reduce(x_gradient, group=ctx.group, async_op=True)
-        weight_gradient, bias_gradient = _parameter_gradients(gradient, tokens)
+        weight_gradient, bias_gradient = None, None
+        if ctx.needs_input_grad[1]:
+            weight_gradient, bias_gradient = _parameter_gradients(gradient, tokens)
         if leaving is not None:
             leaving.wait()
         return x_gradient, weight_gradient, bias_gradient, None, None, None, None
@@ -115,7 +117,7 @@ class RowProduct(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         if ctx.sequence_parallel:
             gradient, _ = _gather_tokens(gradient, ctx.group)
-        weight_gradient, _ = _parameter_gradients(gradient, x, bias=False)
+        weight_gradient = _parameter_gradients(gradient, x, bias=False)[0] if ctx.needs_input_grad[1] else None
         return gradient.matmul(weight), weight_gradient, None, None, None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from sama_mega.config.schema import ModelRecipe
+from sama_mega.config.schema import LoraRecipe, ModelRecipe
 from sama_mega.model.name_map import our_place
 
 Shape = tuple[int, ...]
@@ -46,6 +46,23 @@ def our_shapes(model: ModelRecipe) -> dict[str, Shape]:
     for released, shape in released_shapes(model).items():
         name, _, num_parts = our_place(released)
         shapes[name] = (num_parts * shape[0], *shape[1:])
+    return shapes
+
+
+def low_rank_modules(model: ModelRecipe, lora: LoraRecipe) -> list[str]:
+    """The linears, by our names, that a model has low-rank changes of; none at rank 0."""
+    if lora.rank == 0:
+        return []
+    return [f"blocks.{layer}.{target}" for layer in range(model.num_layers) for target in lora.targets]
+
+
+def low_rank_shapes(model: ModelRecipe, lora: LoraRecipe) -> dict[str, Shape]:
+    """What a checkpoint of low-rank training holds besides `our_shapes`, whole."""
+    shapes: dict[str, Shape] = {}
+    weights = our_shapes(model)
+    for module in low_rank_modules(model, lora):
+        num_out, num_in = weights[f"{module}.weight"]
+        shapes |= {f"{module}.low_rank.down": (lora.rank, num_in), f"{module}.low_rank.up": (num_out, lora.rank)}
     return shapes
 
 

@@ -48,6 +48,7 @@ def shard_parameters(
     context: ParallelContext,
     prefix: str,
     values: Mapping[str, torch.Tensor] | None = None,
+    trainable: bool | None = None,
 ) -> ShardedState:
     """Describes every parameter of a module, or tensors that stand for them.
 
@@ -57,11 +58,16 @@ def shard_parameters(
         prefix: Put before the parameter's name in the checkpoint, such as `model.`.
         values: By parameter name (without wrappers' `module.`): tensors of the same shapes, any dtype, saved
             or filled instead of the parameters. Exactly one for each parameter.
+        trainable: True: only those that are trained; False: only the frozen ones; None: all.
 
     Returns:
         Entry -> piece, whose `key` is the checkpoint's. The pieces alias the tensors: loading fills them in place.
     """
-    parameters = parameter_names(module)
+    parameters = {
+        name: parameter
+        for name, parameter in parameter_names(module).items()
+        if trainable is None or parameter.requires_grad == trainable
+    }
     assert not _persistent_buffers(module), _persistent_buffers(module)
     if values is not None:
         assert values.keys() == parameters.keys(), values.keys() ^ parameters.keys()

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from sama_mega.checkpoint.saved_state import SavedState, read_saved_state
 from sama_mega.config.schema import Recipe
+from sama_mega.model.low_rank import LOW_RANK
 from sama_mega.parallel.checkpoint_io import load_sharded
+from sama_mega.parallel.checkpoint_stream import CheckpointReader
 from sama_mega.parallel.runtime import ParallelContext
-from sama_mega.parallel.sharded_state import ShardedState
+from sama_mega.parallel.sharded_state import ShardedState, shard_parameters
 from sama_mega.train.state import TrainState
 
 
@@ -17,10 +19,13 @@ def whole_state(state: TrainState) -> ShardedState:
 
     Every data rank describes the part of the model that it updates: so each writes its share, and that part is current
     even while the others' are still on their way (`parallel.overlap_param_gather`). Loading reads the same parts, of
-    bfloat16 models too, since float32 parameters among theirs are kept nowhere else.
+    bfloat16 models too, since float32 parameters among theirs are kept nowhere else. Frozen parameters are part of both
+    the model and its average, so that a checkpoint is whole.
     """
     optimizer = state.optimizer
     return {
+        **_frozen(state, "model."),
+        **_frozen(state, "ema."),
         **optimizer.sharded_masters("model.", [owned.view_in(owned.parameter) for owned in optimizer.owned]),
         **optimizer.sharded_masters("ema.", state.average.values),
         **optimizer.sharded_state("optimizer."),
@@ -69,6 +74,18 @@ def load_initial_weights(checkpoint: Path, weights: str, state: TrainState) -> N
     Raises:
         CheckpointError: It does not fit the recipe, or is damaged.
     """
-    load_sharded(state.optimizer.sharded_masters(f"{weights}."), checkpoint)
+    pieces = _frozen(state, f"{weights}.")
+    # Low-rank changes start afresh on a model that has none.
+    if not pieces or any(LOW_RANK in key for key in CheckpointReader(checkpoint).shapes):
+        pieces |= state.optimizer.sharded_masters(f"{weights}.")
+    load_sharded(pieces, checkpoint)
     state.optimizer.masters_to_model()
     state.average.restart()
+
+
+def _frozen(state: TrainState, prefix: str) -> ShardedState:
+    """What low-rank training leaves alone; nothing where everything is trained."""
+    pieces: ShardedState = {}
+    for stage in state.stages:
+        pieces |= shard_parameters(stage, stage.module.context, prefix, trainable=False)
+    return pieces

@@ -133,10 +133,14 @@ def compare_steps(ours: StepResult, truth: StepResult) -> list[Check]:
 
 
 def _parameters(state: TrainState, context: ParallelContext) -> ShardedState:
-    """A copy of every parameter as each rank holds it, arrived or not by what the step itself waits for."""
+    """A copy of every trained parameter as each rank holds it, arrived or not by what the step itself waits for."""
     pieces: ShardedState = {}
     for stage in state.stages:
         synchronize_parameters(stage)
-        values = {name: parameter.detach().clone() for name, parameter in parameter_names(stage).items()}
-        pieces |= shard_parameters(stage, context, "", values)
+        values = {
+            name: parameter.detach().clone()
+            for name, parameter in parameter_names(stage).items()
+            if parameter.requires_grad
+        }
+        pieces |= shard_parameters(stage, context, "", values, trainable=True)
     return pieces

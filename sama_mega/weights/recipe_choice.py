@@ -16,7 +16,7 @@ from sama_mega.weights.formats import SourceFormat
 from sama_mega.weights.source import Source
 
 PUBLISHED_RECIPES = ("recipes/wan14b_stage1.yaml", "recipes/wan1_3b_stage1.yaml")
-_FRESH_START = "checkpoint.init_from=null"
+_BASE_MODEL = ("checkpoint.init_from=null", "lora.rank=0", "lora.alpha=null")
 _LAYER = re.compile(r"^blocks\.(\d+)\.")
 # Keys of a config.json that say what the model computes, with the recipe's keys for the same numbers.
 _CONFIG_KEYS = {
@@ -75,7 +75,7 @@ def choose_recipe(source_format: SourceFormat, source: Source, recipe_path: str 
             )
     sizes = sizes_of(released_tensors(source_format, source.tensors))
     if recipe_path is not None:
-        recipe = load_recipe(recipe_path, [_FRESH_START])
+        recipe = load_recipe(recipe_path, [*_BASE_MODEL])
         _require_sizes(recipe.model, sizes, source, recipe_path)
     else:
         recipe = _published(sizes, source)
@@ -127,7 +127,7 @@ def _require_sizes(model: ModelRecipe, sizes: Mapping[str, Any], source: Source,
 
 
 def _published(sizes: Mapping[str, Any], source: Source) -> Recipe:
-    overrides = [_FRESH_START]
+    overrides = [*_BASE_MODEL]
     if source.folder is not None and source.folder != source.path and (source.path / "text_encoder").is_dir():
         pipeline = json.dumps(str(source.path.resolve()))
         overrides += [f"encoders.{role}_path={pipeline}" for role in ("video", "text")]

@@ -159,11 +159,9 @@ def _tensors_of_pickle(file: Path) -> dict[str, StoredTensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise ConfigError(f"{file} is refused: it must hold tensors by name and nothing else")
-    return {
-        name: StoredTensor(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), _itself(tensor))
-        for name, tensor in content.items()
-    }
+    return {name: in_memory(tensor) for name, tensor in content.items()}
 
 
-def _itself(tensor: Tensor) -> Callable[[], Tensor]:
-    return lambda: tensor
+def in_memory(tensor: Tensor) -> StoredTensor:
+    """A tensor that is read already."""
+    return StoredTensor(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), lambda: tensor)

@@ -15,9 +15,12 @@ from sama_mega.config.errors import CheckpointError, ConfigError
 from sama_mega.config.load import load_recipe
 from sama_mega.config.schema import Recipe
 from sama_mega.model.name_map import released_names, unfuse
-from sama_mega.model.whole_shapes import our_shapes
+from sama_mega.model.whole_shapes import low_rank_modules, low_rank_shapes, our_shapes
 from sama_mega.parallel.checkpoint_stream import CheckpointReader
 from sama_mega.weights.formats import list_problems
+from sama_mega.weights.lora import merge
+from sama_mega.weights.lora_file import Change
+from sama_mega.weights.source import in_memory
 
 Weights = Literal["ema", "model"]
 
@@ -39,8 +42,20 @@ class StoredModel:
     reader: CheckpointReader
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """One whole parameter by our name."""
-        return self.reader.read(f"{self.weights}.{name}", dtype)
+        """One whole parameter by our name, its low-rank change added where the run trained one."""
+        module = name.removesuffix(".weight")
+        if module not in low_rank_modules(self.recipe.model, self.recipe.lora):
+            return self.reader.read(f"{self.weights}.{name}", dtype)
+        down, up = (in_memory(factor) for factor in self.low_rank(module))
+        whole = self.reader.read(f"{self.weights}.{name}", torch.float32)
+        return merge(whole, [Change(up, down, self.recipe.lora.factor)]).to(dtype)
+
+    def low_rank(self, module: str) -> tuple[Tensor, Tensor]:
+        """``down`` and ``up`` of one linear's low-rank change, whole, float32."""
+        down, up = (
+            self.reader.read(f"{self.weights}.{module}.low_rank.{factor}", torch.float32) for factor in ("down", "up")
+        )
+        return down, up
 
     def released(self, names: list[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Released name and tensor of our parameters, one parameter in memory at a time.
@@ -75,7 +90,7 @@ def open_stored_model(path: Path, weights: Weights) -> StoredModel:
     reader = CheckpointReader(checkpoint)
     prefix = f"{weights}."
     stored = {key.removeprefix(prefix): shape for key, shape in reader.shapes.items() if key.startswith(prefix)}
-    wanted = our_shapes(recipe.model)
+    wanted = our_shapes(recipe.model) | low_rank_shapes(recipe.model, recipe.lora)
     misshapen = [
         f"{name}: {list(stored[name])}, must be {list(shape)}"
         for name, shape in wanted.items()

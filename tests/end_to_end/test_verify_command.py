@@ -79,6 +79,7 @@ def test_a_planted_bug_exits_1_and_breaks_what_is_written() -> None:
     ("arguments", "words"),
     [
         (("--tp", 2, "--plant", "mean_of_means_loss"), "--plant (mean_of_means_loss) needs parallel.data above 1"),
+        (("--plant", "stale_kv_shard", "lora.rank=2"), "--plant (stale_kv_shard) needs lora.rank=0, and it is 2"),
         (("--plant", "no_such_bug"), "--plant (no_such_bug) must be one of rank_local_qk_norm, "),
         (("--tp", 3), "parallel.tensor (3) must divide model.num_heads (4): use 2 or 4"),
         (("--pp", 3), "parallel.pipeline x interleave (3 x 1 = 3) must be at most model.num_layers (2)"),
