@@ -8,9 +8,11 @@ that bias, and the semantic parts.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ import torch
 from torch import Tensor
 
 from sama_data.prompts import EDIT_PREFIXES
+from sama_mega.checkpoint.encoder_paths import find_encoder_weights
+from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import BUILT_IN_ENCODERS, EncodersRecipe, Recipe
 from sama_mega.model.diffusers_names import diffusers_name
 from sama_mega.model.name_map import released_names
@@ -28,6 +32,8 @@ from sama_mega.weights.model_card import model_card
 from sama_mega.weights.output import complete_or_absent
 from sama_mega.weights.safetensors_writer import SHARD_BYTES, PlannedTensor, SafetensorsWriter
 from sama_mega.weights.stored_model import StoredModel
+
+_log = logging.getLogger(__name__)
 
 DIFFUSERS_VERSION = "0.42.1"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -126,7 +132,7 @@ def _write_small_files(stored: StoredModel, folder: Path) -> None:
     recipe = stored.recipe
     for name in ("transformer", "editing", "scheduler"):
         (folder / name).mkdir(parents=True)
-    encoders = _copy_encoders(recipe, folder)
+    encoders = _copy_encoders(stored, folder)
     _write_json(folder / "model_index.json", _model_index(encoders))
     _write_json(folder / "transformer" / "config.json", wan_config(recipe))
     _write_json(folder / "editing" / "config.json", _editing_config(recipe))
@@ -209,9 +215,15 @@ def _scheduler_config(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _copy_encoders(recipe: Recipe, folder: Path) -> set[str]:
+def _copy_encoders(stored: StoredModel, folder: Path) -> set[str]:
     """Puts the recipe's VAE, text encoder and tokenizer into the folder, as far as they are there."""
-    found = {name: place for name, place in _encoder_places(recipe.encoders).items() if place.is_dir()}
+    recipe = stored.recipe
+    with suppress(ConfigError):  # what is nowhere is said below
+        recipe = find_encoder_weights(recipe, stored.checkpoint)
+    places = _encoder_places(recipe.encoders)
+    found = {name: place for name, place in places.items() if place.is_dir()}
+    for name in places.keys() - found.keys():
+        _log.warning("the export is without %s: %s is no folder", name, places[name])
     for name, place in found.items():
         left_out = _NO_TOKENIZER if name == "tokenizer" else ()
         ignore = shutil.ignore_patterns(*left_out)

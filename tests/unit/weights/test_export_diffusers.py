@@ -58,6 +58,17 @@ def test_components_of_their_own_with_the_tokenizer_inside(
     assert prompt.shape == (1, 16, changes["model.text_dim"]) and prompt[0, 0].any() and not prompt[0, -1].any()
 
 
-def test_encoders_that_are_gone_are_left_out(tmp_path: Path) -> None:
+def test_encoders_that_are_gone_are_left_out_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     changes = {"encoders.video": "wan", "encoders.video_path": str(tmp_path / "gone")}
     assert components(export_with(tmp_path, changes))["vae"] is None
+    assert f"the export is without vae: {tmp_path / 'gone'}" in caplog.text
+
+
+def test_encoders_are_found_from_any_folder(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe's paths begin where the training ran."""
+    shutil.copytree(pretrained_weights(tmp_path_factory) / "vae", tmp_path / "parts" / "vae")
+    monkeypatch.chdir(tmp_path.parent)
+    changes = {"encoders.video": "wan", "encoders.video_path": "parts/vae"}
+    assert components(export_with(tmp_path, changes))["vae"] == "AutoencoderKLWan"
