@@ -51,6 +51,30 @@ def require_same_course(checkpoint: Path, recipe: Recipe) -> list[str]:
     return [f"{key}: {_show(old[key])} -> {_show(new[key])}" for key in changed]
 
 
+def require_same_meaning(checkpoint: Path, recipe: Recipe) -> None:
+    """Makes sure that weights to start from mean the same here, where no shape could tell.
+
+    The fused projections' rows lie head by head, and a low-rank change is multiplied by `lora.alpha / lora.rank`.
+
+    Args:
+        checkpoint: A complete checkpoint.
+        recipe: Of the run that starts from its weights.
+
+    Raises:
+        CheckpointError: They would be another model's, or the checkpoint's recipe cannot be read.
+    """
+    saved = _saved_recipe(checkpoint)
+    pairs: dict[str, tuple[float, float]] = {"model.num_heads": (saved.model.num_heads, recipe.model.num_heads)}
+    if saved.lora.rank == recipe.lora.rank != 0:
+        pairs["lora.alpha / lora.rank"] = (saved.lora.factor, recipe.lora.factor)
+    for key, (there, here) in pairs.items():
+        if there != here:
+            raise CheckpointError(
+                f"cannot start from {checkpoint}: {key} is {there:g} there and {here:g} here, and its weights would be"
+                " another model: set it as there"
+            )
+
+
 def require_same_rows(checkpoint: Path, rows_digest: str) -> None:
     """Makes sure that the manifests still hold the rows that a run which resumes was drawing from, in the same order.
 

@@ -62,7 +62,7 @@ def run(
     from sama_mega.observe.sampling import sampling_progress
 
     ranks = read_rank_environment(os.environ)
-    require_writable(out)
+    require_writable(out, video)
     with open_checkpoint(
         checkpoint, weights, ranks.world_size, tensor=tensor, context=context, tiling=tiling
     ) as opened:

@@ -66,19 +66,27 @@ class WrittenEdit:
     sound_problem: str | None = None
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, source: Path | None = None) -> None:
     """Refuses a result that could not be written, before minutes are spent on it; makes and changes nothing.
 
     All ranks may look at the same place at once.
 
+    Args:
+        path: Of the mp4.
+        source: What is edited: the picture beside the mp4 must not replace it.
+
     Raises:
-        OutputError: Wrong ending, a folder of that name, or a place where nothing can be written.
+        OutputError: Wrong ending, a folder of that name, the source's name for the picture, or a place where nothing
+            can be written.
     """
     if path.suffix != ".mp4":
         raise OutputError(f"--out ({path}) must end in .mp4")
     try:
         if path.is_dir():
             raise OutputError(f"--out ({path}) is a folder: name a file")
+        picture = path.with_suffix(".png")
+        if source is not None and picture.exists() and source.exists() and picture.samefile(source):
+            raise OutputError(f"--out ({path}): the picture beside it would replace {source}: choose another name")
         # Missing folders are made when there is something to put into them.
         folder = next(parent for parent in path.parents if parent.exists())
         tempfile.TemporaryFile(dir=folder).close()  # no two of these share a name

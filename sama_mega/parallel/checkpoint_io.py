@@ -150,10 +150,15 @@ class _Writer(torch_checkpoint.FileSystemWriter):
         try:
             return super().write_data(plan, planner)
         except Exception as error:
-            refusal: BaseException | None = error
-            while refusal is not None and not isinstance(refusal, OSError):
-                refusal = refusal.__cause__ or refusal.__context__
-            raise refusal or error from None
+            raise disks_refusal(error) or error from None
+
+
+def disks_refusal(error: BaseException) -> OSError | None:
+    """What a disk said that made torch fail to save; None where no disk is to blame."""
+    refusal: BaseException | None = error
+    while refusal is not None and not isinstance(refusal, OSError):
+        refusal = refusal.__cause__ or refusal.__context__
+    return refusal
 
 
 def _write_pieces(pieces: dict[str, ShardedTensor], folder: Path, group: dist.ProcessGroup) -> None:

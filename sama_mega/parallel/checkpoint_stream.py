@@ -28,7 +28,14 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from sama_mega.config.errors import CheckpointError
-from sama_mega.parallel.checkpoint_io import FAILURES, SHARD_SUFFIX, failure_reason, mark_complete, read_metadata
+from sama_mega.parallel.checkpoint_io import (
+    FAILURES,
+    SHARD_SUFFIX,
+    disks_refusal,
+    failure_reason,
+    mark_complete,
+    read_metadata,
+)
 
 LARGEST_FILE_BYTES = 5_000_000_000
 
@@ -68,7 +75,10 @@ class CheckpointWriter:
         start = stream.tell()
         # Of a view, torch would save all that it is a view of: a whole file of weights.
         own = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-        torch.save(tensor if own else tensor.clone(), stream)
+        try:
+            torch.save(tensor if own else tensor.clone(), stream)
+        except RuntimeError as error:  # torch's own file closes after a refused write, and fails at that
+            raise disks_refusal(error) or error from None
         length = stream.tell() - start
         place = _StorageInfo(self._file_name(), start, length)
         origin = torch.Size([0] * tensor.dim())

@@ -14,7 +14,7 @@ from typing import Any
 from sama_data.dataset import Dataset
 from sama_mega.checkpoint.folder import complete_checkpoints, resolve_checkpoint
 from sama_mega.checkpoint.replace import put_back_interrupted
-from sama_mega.checkpoint.same_course import require_same_course, require_same_rows
+from sama_mega.checkpoint.same_course import require_same_course, require_same_meaning, require_same_rows
 from sama_mega.config import recipe_to_yaml
 from sama_mega.config.errors import CheckpointError, ConfigError
 from sama_mega.config.schema import Recipe
@@ -57,6 +57,7 @@ def find_start(
             start = resolve_checkpoint(recipe.checkpoint.init_from)
         except CheckpointError as error:
             raise CheckpointError(f"checkpoint.init_from: {error}; a stage that is to make it must run first") from None
+        require_same_meaning(start, recipe)
         return start, [f"started from the {recipe.checkpoint.init_weights} weights of {start}"]
 
     return from_first_rank(context, find)

@@ -74,6 +74,7 @@ def open_source(source_format: SourceFormat, path: Path) -> Iterator[Source]:
     with ExitStack() as open_files:
         if path.is_dir() and source_format != "sama":
             folder = open_weights_folder(f"import {source_format}", path, "transformer")
+            _require_plain_wan(folder.path)
             yield Source(path, folder.path, folder.config, _tensors_of(folder.files, open_files))
         else:
             file = _single_file(path) if path.is_dir() else path
@@ -92,6 +93,16 @@ def open_source(source_format: SourceFormat, path: Path) -> Iterator[Source]:
             beside = file.parent / CONFIG_FILE
             config = read_json("import wan", beside) if source_format == "wan" and beside.is_file() else {}
             yield Source(path, None, config, tensors)
+
+
+def _require_plain_wan(folder: Path) -> None:
+    """Refuses the Wan half of an editing model's export: the target's type would stay in its bias, the rest be lost."""
+    editing = folder.parent / "editing"
+    if folder.name == "transformer" and (editing / CONFIG_FILE).is_file():
+        raise ConfigError(
+            f"{folder} is part of an exported editing model, whose types and semantic parts ({editing}) no import"
+            " reads: use the checkpoint that was exported, or its `export sama`"
+        )
 
 
 def _single_file(folder: Path) -> Path:

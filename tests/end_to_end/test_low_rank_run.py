@@ -147,6 +147,8 @@ def test_what_is_refused(work: Path, tmp_path: Path, capfd: Capture) -> None:
     for start, run, changes, word in (
         (work / "trained", "other", {"lora.rank": 0, "lora.alpha": None}, ".low_rank."),
         (work / "trained", "other", {"lora.rank": 4}, ".low_rank."),
+        (work / "trained", "other", {"lora.alpha": 10.0}, "lora.alpha / lora.rank is 1.66667 there and 3.33333 here"),
+        (work / "imported", "other", {"model.num_heads": 1}, "model.num_heads is 2 there and 1 here"),
         (work / "imported", "run", {"lora.rank": 4}, "lora.rank is 3 there and 4 here"),
     ):
         overrides = CHANGES | {"checkpoint.init_from": str(start)} | changes

@@ -140,8 +140,14 @@ class SamaEditPipeline(DiffusionPipeline):
 
     def _pixels(self, source_video: Any) -> tuple[torch.Tensor, int]:
         """``[1, 3, T, H, W]`` in [-1, 1], T = 4k+1, and the source's number of frames."""
+        if isinstance(source_video, list | tuple) and isinstance(source_video[0], np.ndarray):
+            source_video = np.stack(source_video)
+        elif isinstance(source_video, list | tuple) and isinstance(source_video[0], torch.Tensor):
+            source_video = torch.stack(list(source_video))
         if isinstance(source_video, np.ndarray) and source_video.dtype == np.uint8:
             source_video = source_video.astype(np.float32) / 255
+        elif isinstance(source_video, torch.Tensor) and source_video.dtype == torch.uint8:
+            source_video = source_video.float() / 255
         pixels = self.video_processor.preprocess_video(source_video)
         num_frames = pixels.shape[2]
         missing = -(num_frames - 1) % FRAMES_PER_LATENT

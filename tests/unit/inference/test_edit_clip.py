@@ -276,3 +276,14 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, writer: str, monkeypatch
     with pytest.raises(OutputError, match=r"edit\.mp4 cannot be written: No space left on device") as caught:
         write_edit(clip, tmp_path / "edit.mp4", "x")
     assert "\n" not in str(caught.value)
+
+
+def test_the_picture_beside_an_edit_never_replaces_its_source(tmp_path: Path) -> None:
+    source = tmp_path / "cat.png"
+    Image.new("RGB", (8, 8)).save(source)
+    (tmp_path / "link.png").symlink_to(source)
+    for out in ("cat.mp4", "link.mp4"):
+        with pytest.raises(OutputError, match="would replace"):
+            require_writable(tmp_path / out, source)
+    require_writable(tmp_path / "edit.mp4", source)
+    require_writable(tmp_path / "cat.mp4", tmp_path / "cat.jpg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,13 @@ def test_a_damaged_tensor_is_named(tmp_path: Path) -> None:
     assert torch.equal(reader.read("model.a.weight"), TENSORS["a.weight"])
     with pytest.raises(CheckpointError, match=r"cannot read model\.b of the checkpoint"):
         reader.read("model.b")
+
+
+def test_a_disk_that_refuses_is_called_that(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"), CheckpointWriter(tmp_path) as writer:
+            writer.add(["model.a"], torch.zeros(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers.video_processor import VideoProcessor
+from PIL import Image
 
+from sama_mega.config.errors import ConfigError
 from sama_mega.weights.export_diffusers import export_diffusers
 from sama_mega.weights.import_weights import import_weights
+from sama_mega.weights.standalone.pipeline_sama_edit import SamaEditPipeline
 from sama_mega.weights.stored_model import open_stored_model
 from tests.support.pretrained_folders import pretrained_encoders, pretrained_weights
 from tests.support.wan_weights import load_pipeline, write_tiny_recipe, write_wan_transformer
@@ -72,3 +78,22 @@ def test_encoders_are_found_from_any_folder(
     monkeypatch.chdir(tmp_path.parent)
     changes = {"encoders.video": "wan", "encoders.video_path": "parts/vae"}
     assert components(export_with(tmp_path, changes))["vae"] == "AutoencoderKLWan"
+
+
+def test_frames_of_every_kind_are_the_same_pixels() -> None:
+    pipe: Any = SimpleNamespace(video_processor=VideoProcessor(vae_scale_factor=16))
+    frames = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    expected, _ = SamaEditPipeline._pixels(pipe, [Image.fromarray(one) for one in frames])
+    tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    for same in (frames, tensor, frames / np.float32(255), tensor / 255):
+        for given in (same, list(same)):
+            torch.testing.assert_close(SamaEditPipeline._pixels(pipe, given)[0], expected, atol=1e-6, rtol=0)
+
+
+def test_an_export_is_not_taken_for_plain_wan(tmp_path: Path) -> None:
+    """The target's type lies in its bias, and its semantic parts beside it."""
+    exported = export_with(tmp_path, {})
+    for path in (exported, exported / "transformer"):
+        with pytest.raises(ConfigError, match="part of an exported editing model"):
+            import_weights("diffusers", path, tmp_path / "again", str(tmp_path / "recipe.yaml"))
+    assert not (tmp_path / "again").exists()
