@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from sama_mega.config.errors import ConfigError
 from sama_mega.observe.environment import describe_environment
+
+NO_GPU = "no GPU: float32 on the CPU; such figures say nothing about training"
 
 DEFAULT_FOLDER = Path("kernels/bench/results")
 
@@ -22,6 +26,19 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         environment["git"] = {key: value for key, value in environment["git"].items() if key != "diff"}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {"device": name, "threads": torch.get_num_threads(), **environment}
+
+
+def require_writable(folder: Path) -> None:
+    """Makes the folder of results before minutes are measured.
+
+    Raises:
+        ConfigError: Nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"--results ({folder}) cannot be written: {error.strerror}: choose another folder") from error
 
 
 def write_results(folder: Path, what: str, results: dict[str, Any]) -> Path:

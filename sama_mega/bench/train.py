@@ -117,6 +117,7 @@ def diffusers(recompute: bool = False, compiled: bool = False) -> BuildTrainer:
     def build(size: ModelSize, work: Workload, num_layers: int, device: torch.device, dtype: torch.dtype) -> Trainer:
         from diffusers import WanTransformer3DModel
 
+        torch.manual_seed(0)
         model: Any = WanTransformer3DModel(
             num_attention_heads=size.num_heads,
             attention_head_dim=size.head_dim,

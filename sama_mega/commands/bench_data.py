@@ -20,7 +20,7 @@ from sama_data.readers import has_dali
 from sama_mega.bench.clips import BenchClip, find_clips, make_clips
 from sama_mega.bench.decoding import DALI, PYAV, Parity, Timing, check_parity, time_ways
 from sama_mega.bench.record import describe_run, num_cores
-from sama_mega.bench.results import write_results
+from sama_mega.bench.results import require_writable, write_results
 from sama_mega.config.errors import ConfigError
 from sama_mega.observe.sampling import sampling_progress
 
@@ -58,6 +58,8 @@ def run(options: Options, results: Path, as_json: bool = False) -> int:
         ConfigError: An option is wrong, or DALI is not installed.
         DataError: The folder has no clip that is long enough.
     """
+    if as_json:
+        require_writable(results)
     if not has_dali():
         raise ConfigError("bench data needs DALI, which is not installed: pip install 'sama-mega[dali]'")
     for num_frames in options.frames:

@@ -14,7 +14,7 @@ from rich.table import Table
 from sama_mega.bench.clock import Spread
 from sama_mega.bench.kernel_cases import CASES, Shard
 from sama_mega.bench.kernels import CHAIN, COMPILED, EAGER, KernelRow, bench_kernel, contenders_of
-from sama_mega.bench.results import describe_machine, wide_console, write_results
+from sama_mega.bench.results import NO_GPU, describe_machine, require_writable, wide_console, write_results
 from sama_mega.bench.roof import Roof, measure_roof
 from sama_mega.bench.shapes import MODELS, PARITY_WORKLOAD, WORKLOADS, named
 from sama_mega.parallel.rank_environment import read_rank_environment
@@ -46,6 +46,10 @@ def run(
     size, work = named("--model", model, MODELS), named("--workload", workload, WORKLOADS)
     cases = {name: named("--kernel", name, CASES) for name in kernels or CASES}
     console = Console(stderr=True)
+    if as_json:
+        require_writable(results)
+    if not on_gpu:
+        console.print(NO_GPU)
     device = find_device(read_rank_environment({}))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     roof = measure_roof(device, dtype)

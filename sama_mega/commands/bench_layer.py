@@ -16,7 +16,7 @@ from sama_mega.bench.chart import Bar, draw_bars
 from sama_mega.bench.contenders import Build, chain, diffusers, ours
 from sama_mega.bench.flops import FORMULA
 from sama_mega.bench.layer import OUT_OF_MEMORY, LayerRow, run_layer_bench
-from sama_mega.bench.results import describe_machine, wide_console, write_results
+from sama_mega.bench.results import NO_GPU, describe_machine, require_writable, wide_console, write_results
 from sama_mega.bench.roof import Roof, measure_roof
 from sama_mega.bench.shapes import MODELS, WORKLOADS, named, one_rank_recipe
 from sama_mega.config import build_recipe
@@ -49,11 +49,13 @@ def run(
     names = list(workloads) or (["81-frames", "49-frames", "images"] if on_gpu else ["toy"])
     size, work = named("--model", model, MODELS), {name: named("--workload", name, WORKLOADS) for name in names}
     console = Console(stderr=True)
+    if as_json:
+        require_writable(results)
     context = start_parallel(build_recipe(one_rank_recipe(), "bench layer"))
     try:
         dtype = torch.bfloat16 if context.device.type == "cuda" else torch.float32
         if context.device.type != "cuda":
-            console.print("no GPU: float32 on the CPU; such figures say nothing about training")
+            console.print(NO_GPU)
         roof = measure_roof(context.device, dtype)
         rows = run_layer_bench(
             _contenders(context, attention, dtype, compile_peers),

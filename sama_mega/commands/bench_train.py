@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sama_mega.bench.flops import FORMULA
-from sama_mega.bench.results import describe_machine, wide_console, write_results
+from sama_mega.bench.results import NO_GPU, describe_machine, require_writable, wide_console, write_results
 from sama_mega.bench.shapes import MODELS, WORKLOADS, named, one_rank_recipe
 from sama_mega.bench.train import BuildTrainer, TrainRow, diffusers, ours, run_train_bench
 from sama_mega.commands.bench_layer import MODES, OWN
@@ -47,6 +47,10 @@ def run(
     model, workload = model or ("14b" if on_gpu else "toy"), workload or ("81-frames" if on_gpu else "toy")
     size, work = named("--model", model, MODELS), named("--workload", workload, WORKLOADS)
     console = Console(stderr=True)
+    if as_json:
+        require_writable(results)
+    if not on_gpu:
+        console.print(NO_GPU)
     context = start_parallel(build_recipe(one_rank_recipe(num_layers), "bench train"))
     try:
         dtype = torch.bfloat16 if context.device.type == "cuda" else torch.float32

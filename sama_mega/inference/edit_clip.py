@@ -73,20 +73,19 @@ def require_writable(path: Path, source: Path | None = None) -> None:
 
     Args:
         path: Of the mp4.
-        source: What is edited: the picture beside the mp4 must not replace it.
+        source: What is edited: neither the mp4 nor the picture beside it must replace it.
 
     Raises:
-        OutputError: Wrong ending, a folder of that name, the source's name for the picture, or a place where nothing
-            can be written.
+        OutputError: Wrong ending, a folder of that name, the source's name, or a place where nothing can be written.
     """
     if path.suffix != ".mp4":
         raise OutputError(f"--out ({path}) must end in .mp4")
     try:
         if path.is_dir():
             raise OutputError(f"--out ({path}) is a folder: name a file")
-        picture = path.with_suffix(".png")
-        if source is not None and picture.exists() and source.exists() and picture.samefile(source):
-            raise OutputError(f"--out ({path}): the picture beside it would replace {source}: choose another name")
+        for written in (path, path.with_suffix(".png")):
+            if source is not None and written.exists() and source.exists() and written.samefile(source):
+                raise OutputError(f"--out ({path}): {written} would replace {source}: choose another name")
         # Missing folders are made when there is something to put into them.
         folder = next(parent for parent in path.parents if parent.exists())
         tempfile.TemporaryFile(dir=folder).close()  # no two of these share a name

@@ -25,3 +25,9 @@ def test_the_command_writes_rows_and_charts(tmp_path: Path, capsys: pytest.Captu
 def test_unknown_shapes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--workload \(81\) must be one of 81-frames"):
         bench_layer.run("toy", ["81"], "auto", 1, compile_peers=False, as_json=False, results=tmp_path)
+
+
+def test_a_folder_that_takes_no_results_is_refused_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--results \(.*file\) cannot be written: File exists: choose another"):
+        bench_layer.run("toy", ["toy"], "auto", 1, compile_peers=False, as_json=True, results=tmp_path / "file")

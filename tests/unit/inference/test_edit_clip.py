@@ -278,12 +278,16 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, writer: str, monkeypatch
     assert "\n" not in str(caught.value)
 
 
-def test_the_picture_beside_an_edit_never_replaces_its_source(tmp_path: Path) -> None:
+def test_an_edit_never_replaces_its_source(tmp_path: Path) -> None:
     source = tmp_path / "cat.png"
     Image.new("RGB", (8, 8)).save(source)
     (tmp_path / "link.png").symlink_to(source)
     for out in ("cat.mp4", "link.mp4"):
         with pytest.raises(OutputError, match="would replace"):
             require_writable(tmp_path / out, source)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "clip.mp4").write_bytes(b"frames")
+    with pytest.raises(OutputError, match="would replace"):
+        require_writable(tmp_path / "there" / ".." / "clip.mp4", tmp_path / "clip.mp4")
     require_writable(tmp_path / "edit.mp4", source)
     require_writable(tmp_path / "cat.mp4", tmp_path / "cat.jpg")
