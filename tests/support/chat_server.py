@@ -238,7 +238,11 @@ class ChatServer:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                content = self.rfile.read(int(self.headers["Content-Length"]))
+                announced = int(self.headers["Content-Length"])
+                content = self.rfile.read(announced)
+                if len(content) < announced:  # a command that gives up hangs up in the middle of a request
+                    self.close_connection = True
+                    return
                 reply = outer.receive(self.path, self.headers, content)
                 if reply.body is None:
                     outer.stopped.wait(30)
@@ -250,7 +254,8 @@ class ChatServer:
                     self.send_header(name, text)
                 self.send_header("Content-Length", str(1_000_000 if reply.drips else len(reply.body)))
                 self.end_headers()
-                self.wfile.write(reply.body)
+                with contextlib.suppress(OSError):  # the client has gone
+                    self.wfile.write(reply.body)
                 if reply.drips:
                     self._drip()
 

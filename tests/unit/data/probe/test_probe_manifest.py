@@ -135,7 +135,7 @@ def test_a_run_that_ends_early_goes_on_where_it_was(world: Path) -> None:
         shutil.copy(world / "b.mp4", world / f"{name}.mp4")
 
     def kill(done: int) -> None:
-        if done == 4:
+        if done >= 4:  # several may be told of at once
             raise Killed
 
     with pytest.raises(Killed):
