@@ -74,15 +74,16 @@ def test_a_signal_during_a_save(cluster: LocalCluster, world: Path, tmp_path: Pa
 
 def test_a_signal_before_the_first_step(cluster: LocalCluster, world: Path, tmp_path: Path) -> None:
     """It comes while the nodes are checked and Python starts; no rank may die of it, none may miss it for good."""
-    # Ranks that were not listening yet hear it when it is sent again, some steps into the run.
-    job = train_job(cluster, tmp_path / "run", world, STEPS, **TWO_NODES)
+    # Ranks that were not listening yet hear it when it is sent again, within 5 seconds and so many steps.
+    steps = 1000
+    job = train_job(cluster, tmp_path / "run", world, steps, **TWO_NODES)
     cluster.wait_for(job.id, "RUNNING", START_SECONDS)
     cluster.wait_until(lambda: bool(job.output) or bool(job.ranks()), START_SECONDS, "the step to begin")
     cluster.signal(job.id, "USR1", batch=True)
-    finish(job, STEPS)
+    finish(job, steps)
     first, second = job.lives
     assert (first.reason, second.reason) == ("stopped", "finished") and cluster.restarts(job.id) == 1
-    assert first.last_step < STEPS and second.start_step == first.last_step
+    assert first.last_step < steps and second.start_step == first.last_step
 
 
 def test_lives_that_save_nothing_come_to_an_end(cluster: LocalCluster, world: Path, tmp_path: Path) -> None:
@@ -108,7 +109,8 @@ def test_a_crashed_daemon_leaves_an_orphan_that_may_write_nothing(
     fragile: LocalCluster, world: Path, tmp_path: Path
 ) -> None:
     """The daemon dies and its rank lives on: for a while two lives of the run are at work."""
-    job = train_job(fragile, tmp_path / "run", world, 1500, checkpoint__every=EVERY, checkpoint__keep=99)
+    # More than the orphan can make until Slurm has missed its node; the run is cancelled in the end.
+    job = train_job(fragile, tmp_path / "run", world, 20_000, checkpoint__every=EVERY, checkpoint__keep=99)
     job.wait_for_step(2 * EVERY + 5)
     (node,) = job.lives[0].nodes
     (orphan,) = job.ranks_on(node)
