@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from sama_kernels.qk_norm_rope import build_rope_tables
 from sama_mega.bench.chain_block import ChainBlock
-from sama_mega.bench.inputs import EPS, draw_rotation
+from sama_mega.bench.inputs import EPS, draw_rotation, rope_tables
 from sama_mega.bench.shapes import ModelSize, Workload
 from sama_mega.config import build_recipe
 from sama_mega.config.schema import Recipe
@@ -64,17 +63,7 @@ def ours(context: ParallelContext, recompute: str, attention: str, precision: st
         parameters = dict(block.named_parameters())
         for name, tensor in from_released(weights, parameters, size.num_heads).items():
             parameters[name].data.copy_(tensor)
-        rope = build_rope_tables(
-            size.head_dim,
-            work.grid,
-            work.num_semantic,
-            work.grid,
-            source_time_offset=0,
-            rotate_semantic_to_zero=True,
-            first_token=0,
-            num_tokens=work.num_tokens,
-            device=context.device,
-        )
+        rope = rope_tables(size, work, context.device)
 
         def run(x: Tensor, time_modulation: Tensor, text: Tensor) -> Tensor:
             hidden = run_with_recompute(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sama_kernels.qk_norm_rope import RopeTables, build_rope_tables
 from sama_mega.bench.shapes import ModelSize, Workload
 
 EPS = 1e-6
@@ -80,3 +81,18 @@ def draw_rotation(size: ModelSize, work: Workload, device: torch.device) -> Tens
         axes.append(torch.polar(torch.ones_like(angles), angles).view(shape).expand(*work.grid, -1))
     segment = torch.cat(axes, dim=-1).flatten(0, 2)
     return torch.cat([segment, segment.new_zeros(work.num_semantic, segment.shape[1]), segment])
+
+
+def rope_tables(size: ModelSize, work: Workload, device: torch.device) -> RopeTables:
+    """The same rotation as this project's operations take it."""
+    return build_rope_tables(
+        size.head_dim,
+        work.grid,
+        work.num_semantic,
+        work.grid,
+        source_time_offset=0,
+        rotate_semantic_to_zero=True,
+        first_token=0,
+        num_tokens=work.num_tokens,
+        device=device,
+    )

@@ -18,10 +18,10 @@ from sama_kernels.flow_matching import add_noise, weighted_mse
 from sama_kernels.gate_residual import gate_residual, gate_residual_norm, residual_adaln
 from sama_kernels.pretext import BLACK_FRAME, pretext
 from sama_kernels.pretext.reference import pretext_reference
-from sama_kernels.qk_norm_rope import RopeTables, build_rope_tables, qk_norm_rope
+from sama_kernels.qk_norm_rope import qk_norm_rope
 from sama_kernels.rope_attention import rope_attention
 from sama_kernels.semantic_loss import semantic_loss
-from sama_mega.bench.inputs import EPS, draw_rotation
+from sama_mega.bench.inputs import EPS, draw_rotation, rope_tables
 from sama_mega.bench.shapes import ModelSize, Workload
 
 SEMANTIC_FEATURES, LATENT_CHANNELS, PIXELS_PER_PATCH = 1152, 16, 16
@@ -161,23 +161,8 @@ def _draw_heads(shard: Shard, device: torch.device, dtype: torch.dtype) -> Input
     }
 
 
-def _rope_of(shard: Shard, device: torch.device) -> RopeTables:
-    work = shard.work
-    return build_rope_tables(
-        shard.size.head_dim,
-        work.grid,
-        work.num_semantic,
-        work.grid,
-        source_time_offset=0,
-        rotate_semantic_to_zero=True,
-        first_token=0,
-        num_tokens=work.num_tokens,
-        device=device,
-    )
-
-
 def _run_qk_norm_rope(given: Inputs, shard: Shard, backend: str) -> Outputs:
-    rope = _rope_of(shard, given["qkv"].device)
+    rope = rope_tables(shard.size, shard.work, given["qkv"].device)
     q, k, _ = given["qkv"].unbind(-2)
     return qk_norm_rope(
         q, k, given["q_weight"], given["k_weight"], rope=rope, full_width=shard.size.dim, eps=EPS, backend=backend
@@ -213,7 +198,7 @@ def _chain_attention(given: Inputs, shard: Shard) -> Outputs:
 
 
 def _run_rope_attention(given: Inputs, shard: Shard, backend: str) -> Outputs:
-    rope = _rope_of(shard, given["q"].device)
+    rope = rope_tables(shard.size, shard.work, given["q"].device)
     output, _ = rope_attention(given["q"], given["k"], given["v"], query_rope=rope, key_rope=rope, backend=backend)
     return (output,)
 

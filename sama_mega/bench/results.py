@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from sama_mega.observe.environment import describe_environment
 
 NO_GPU = "no GPU: float32 on the CPU; such figures say nothing about training"
 
-DEFAULT_FOLDER = Path("kernels/bench/results")
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -25,7 +29,13 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     if isinstance(environment.get("git"), dict):
         environment["git"] = {key: value for key, value in environment["git"].items() if key != "diff"}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return {"device": name, "threads": torch.get_num_threads(), **environment}
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": name,
+        "cores": num_cores(),
+        "threads": torch.get_num_threads(),
+        **environment,
+    }
 
 
 def require_writable(folder: Path) -> None:

@@ -21,12 +21,27 @@ def find_encoder_weights(recipe: Recipe, checkpoint: Path) -> Recipe:
     Raises:
         ConfigError: A folder of weights is nowhere.
     """
-    found: dict[str, Path] = {}
     for role in BUILT_IN_ENCODERS:
-        key = f"{role}_path"
-        path: Path | None = getattr(recipe.encoders, key)
-        if path is not None:
-            found[key] = _find(f"encoders.{key}", path, checkpoint)
+        recipe = find_weights_of(role, recipe, checkpoint)
+    return recipe
+
+
+def find_weights_of(role: str, recipe: Recipe, checkpoint: Path) -> Recipe:
+    """The same for one encoder.
+
+    Args:
+        role: ``video``, ``text`` or ``semantic``.
+        recipe: Of the checkpoint.
+        checkpoint: Its folder.
+
+    Raises:
+        ConfigError: Its folder of weights is nowhere.
+    """
+    key = f"{role}_path"
+    path: Path | None = getattr(recipe.encoders, key)
+    if path is None:
+        return recipe
+    found = {key: _find(f"encoders.{key}", path, checkpoint)}
     return recipe.model_copy(update={"encoders": recipe.encoders.model_copy(update=found)})
 
 

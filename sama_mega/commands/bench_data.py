@@ -11,16 +11,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from sama_data.buckets import cut_length
 from sama_data.readers import has_dali
 from sama_mega.bench.clips import BenchClip, find_clips, make_clips
 from sama_mega.bench.decoding import DALI, PYAV, Parity, Timing, check_parity, time_ways
-from sama_mega.bench.record import describe_run, num_cores
-from sama_mega.bench.results import require_writable, write_results
+from sama_mega.bench.results import describe_machine, num_cores, require_writable, write_results
+from sama_mega.commands.tables import plain_table
 from sama_mega.config.errors import ConfigError
 from sama_mega.observe.sampling import sampling_progress
 
@@ -78,7 +76,8 @@ def run(options: Options, results: Path, as_json: bool = False) -> int:
             timings = _time(options, lengths, bucket, device)
     _show(parity, timings, as_json)
     if as_json:
-        report = describe_run() | _figures(parity, timings)
+        machine = describe_machine(torch.device("cpu" if device is None else f"cuda:{device}"))
+        report = {"machine": machine, **_figures(parity, timings)}
         path = write_results(results, "data", report)
         print(json.dumps(report | {"file": str(path)}))
     return 0 if passed else 1
@@ -147,7 +146,7 @@ def _show(parity: Sequence[Parity], timings: Sequence[Timing], as_json: bool) ->
     console = Console(stderr=as_json, highlight=False)
     if not console.is_terminal:
         console.width = _LOG_WIDTH
-    table = _table("DALI's frames against PyAV's, in levels", "what", "largest|n", "mean|n", "")
+    table = plain_table("DALI's frames against PyAV's, in levels", "what", "largest|n", "mean|n", "")
     for level in parity:
         table.add_row(level.what, str(level.largest), f"{level.mean:.3f}", "ok" if level.passed else "TOO FAR")
     console.print(table)
@@ -168,7 +167,7 @@ def _show(parity: Sequence[Parity], timings: Sequence[Timing], as_json: bool) ->
         "to PyAV|n",
         "to DALI|n",
     )
-    table = _table(title, *columns)
+    table = plain_table(title, *columns)
     for one in timings:
         shown = ["not installed", *[""] * 5]
         if one.seconds:
@@ -177,12 +176,3 @@ def _show(parity: Sequence[Parity], timings: Sequence[Timing], as_json: bool) ->
             shown += [f"{share:.2f}x" for share in relative]
         table.add_row(one.way, str(one.num_frames), str(one.batch), *shown)
     console.print(table)
-
-
-def _table(title: str, *columns: str) -> Table:
-    """Names on the left, numbers on the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for column in columns:
-        name, _, unit = column.partition("|")
-        table.add_column(name, justify="right" if unit == "n" else "left")
-    return table

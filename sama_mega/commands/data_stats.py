@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from sama_data.dataset import Dataset
 from sama_data.paper_mixture import ROWS_PER_ROW, make_paper_mixture
 from sama_data.stats import Group, Stats, collect_stats
 from sama_mega.commands.recipe_manifests import open_manifests
+from sama_mega.commands.tables import plain_table
 from sama_mega.config import Recipe, load_recipe
 from sama_mega.observe.sampling import sampling_progress
 from sama_mega.train.loader_settings import loader_settings
@@ -91,18 +91,9 @@ def _print(stats: Stats, paper_mixture: bool, missing: Sequence[str]) -> None:
         console.print(line)
 
 
-def _table(title: str, *columns: str) -> Table:
-    """Names on the left, numbers on the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for column in columns:
-        name, _, unit = column.partition("|")
-        table.add_column(name, justify="right" if unit == "n" else "left")
-    return table
-
-
 def _datasets(stats: Stats) -> Table:
     total = sum(group.rows for group in stats.groups)
-    table = _table("Rows", "dataset", "kind", "licence", "rows|n", "share|n")
+    table = plain_table("Rows", "dataset", "kind", "licence", "rows|n", "share|n")
     for (dataset, kind, licence), rows in _summed(stats.groups, "dataset", "kind", "licence"):
         table.add_row(dataset, kind, licence, f"{rows:,}", f"{rows / total:.1%}")
     table.add_row("all", "", "", f"{total:,}", "")
@@ -112,7 +103,7 @@ def _datasets(stats: Stats) -> Table:
 def _tasks(stats: Stats) -> Table:
     summed = _summed(stats.groups, "dataset", "task")
     more = len(summed) - _MOST_TASKS
-    table = _table(
+    table = plain_table(
         "Kinds of edit" + (f": the {_MOST_TASKS} most frequent" if more > 0 else ""), "dataset", "task", "rows|n"
     )
     for (dataset, task), rows in summed[:_MOST_TASKS]:
@@ -131,7 +122,9 @@ def _summed(groups: Sequence[Group], *names: str) -> list[tuple[tuple[str, ...],
 
 def _shares(stats: Stats) -> Table:
     title = f"Draws: {stats.images_per_step} images and {stats.videos_per_step} videos a step"
-    table = _table(title, "manifest", "kind", "weight|n", "rows|n", "an epoch|n", "a step|n", "passes of the run|n")
+    table = plain_table(
+        title, "manifest", "kind", "weight|n", "rows|n", "an epoch|n", "a step|n", "passes of the run|n"
+    )
     for share in stats.shares:
         table.add_row(
             Path(share.manifest).name,
@@ -146,7 +139,7 @@ def _shares(stats: Stats) -> Table:
 
 
 def _buckets(stats: Stats) -> Table:
-    table = _table("Buckets", "bucket", "images|n", "videos|n")
+    table = plain_table("Buckets", "bucket", "images|n", "videos|n")
     for bucket, counts in stats.buckets.items():
         if any(counts.values()):
             table.add_row(bucket, f"{counts['image']:,}", f"{counts['video']:,}")
@@ -154,7 +147,7 @@ def _buckets(stats: Stats) -> Table:
 
 
 def _frames(stats: Stats) -> Table:
-    table = _table("Frames of videos", "frames|n", "videos|n")
+    table = plain_table("Frames of videos", "frames|n", "videos|n")
     for frames, count in stats.frames.items():
         table.add_row(str(frames), f"{count:,}")
     return table
@@ -163,7 +156,7 @@ def _frames(stats: Stats) -> Table:
 def _imbalance(stats: Stats) -> Table:
     title = f"Slowest rank's predicted time over the mean, of {stats.simulated_steps} steps"
     names = ("data ranks|n", "p50|n", "p95|n", "max|n", "least possible p50|n", "max|n")
-    table = _table(title, *names, "micro-batches a step|n", "ragged|n", "idle ranks|n")
+    table = plain_table(title, *names, "micro-batches a step|n", "ragged|n", "idle ranks|n")
     for one in stats.imbalance:
         numbers = (one.slowest.p50, one.slowest.p95, one.slowest.max, one.least_possible.p50, one.least_possible.max)
         table.add_row(

@@ -29,6 +29,8 @@ _PACKAGES = (
     "mlflow-skinny",
     "mlflow",
     "nvidia-dali-cuda130",
+    "opencv-python-headless",
+    "diffusers",
     "transformer-engine",
     "flash-attn-4",
 )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sama_data.prompts import EDIT_PREFIXES
-from sama_mega.checkpoint.encoder_paths import find_encoder_weights
+from sama_mega.checkpoint.encoder_paths import find_weights_of
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import BUILT_IN_ENCODERS, EncodersRecipe, Recipe
 from sama_mega.model.diffusers_names import diffusers_name
@@ -218,8 +218,9 @@ def _scheduler_config(recipe: Recipe) -> dict[str, Any]:
 def _copy_encoders(stored: StoredModel, folder: Path) -> set[str]:
     """Puts the recipe's VAE, text encoder and tokenizer into the folder, as far as they are there."""
     recipe = stored.recipe
-    with suppress(ConfigError):  # what is nowhere is said below
-        recipe = find_encoder_weights(recipe, stored.checkpoint)
+    for role in ("video", "text"):
+        with suppress(ConfigError):  # what is nowhere is said below
+            recipe = find_weights_of(role, recipe, stored.checkpoint)
     places = _encoder_places(recipe.encoders)
     found = {name: place for name, place in places.items() if place.is_dir()}
     for name in places.keys() - found.keys():

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = Path("kernels/bench/results")
 PASSED, FAILED, NOT_RUN = 0, 1, 2
 # By the name that is imported, the package that is installed.
 RUNTIME_OF_KERNELS = {
@@ -90,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [step.name for step in STEPS]
     parser.add_argument("--only", action="append", choices=names, help="run this step; repeat for several")
-    parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="where figures go (default: gpu-check)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help=f"where figures go (default: {RESULTS})")
     options = parser.parse_args(arguments)
     why_not = _why_no_gpu()
     if why_not is not None:

@@ -14,10 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from sama_data.manifest import write_jsonl
 from sama_mega.bench.clips import make_clips
-from sama_mega.bench.record import describe_run
-from sama_mega.bench.results import write_results
+from sama_mega.bench.results import describe_machine, write_results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPE = REPOSITORY / "recipes" / "wan14b_stage0.yaml"
@@ -98,7 +99,7 @@ def _report(steps: list[dict[str, Any]], out: Path) -> int:
         "data_wait_share": share,
         "limit_share": LIMIT_SHARE,
     }
-    write_results(out, "data-wait", describe_run() | figures)
+    write_results(out, "data-wait", {"machine": describe_machine(torch.device("cuda")), **figures})
     print(f"data wait: {share:.2%} of {len(steps)} steps of {median(lengths):.3f} s (at most {LIMIT_SHARE:.0%})")
     return 0 if share <= LIMIT_SHARE else 1
 

@@ -104,13 +104,24 @@ class SamaEditPipeline(DiffusionPipeline):
         for name in ("vae", "text_encoder", "tokenizer"):
             if getattr(self, name) is None:
                 raise ValueError(f"the pipeline has no {name}: give from_pretrained(..., {name}=...)")
+        if not isinstance(instruction, str):
+            raise ValueError(f"the instruction must be one string, not {type(instruction).__name__}")
+        if isinstance(source_video, list | tuple) and not source_video:
+            raise ValueError("source_video is empty: give at least one frame")
         config, device = self.editing.config, self._execution_device
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = config.guidance_scale if guidance_scale is None else guidance_scale
         pixels, num_frames = self._pixels(source_video)
         source_latents = self._encode(pixels.to(device))
         prefix = config.image_prefix if num_frames == 1 else config.video_prefix
-        texts = [self.encode_prompt(f"{prefix} {instruction.strip()}")]
+        prompt = f"{prefix} {instruction.strip()}"
+        num_tokens = len(self.tokenizer(prompt_clean(prompt))["input_ids"])
+        if num_tokens > config.text_length:
+            raise ValueError(
+                f"the instruction has {num_tokens} tokens with its prefix and the model reads {config.text_length}:"
+                " shorten it"
+            )
+        texts = [self.encode_prompt(prompt)]
         if guidance != 1.0:
             own = config.negative_prompt if negative_prompt is None else negative_prompt
             texts.append(self.encode_prompt(prefix if own is None else own))

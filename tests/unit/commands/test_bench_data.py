@@ -45,7 +45,8 @@ def test_every_way_is_measured_after_parity(
     (written,) = tmp_path.glob("*-data.json")
     assert report["file"] == str(written)
     assert json.loads(written.read_text()) == {key: value for key, value in report.items() if key != "file"}
-    assert report["cores"] >= 1 and report["decoders"]["nvidia-dali-cuda130"] and report["device"] == "CPU"
+    machine = report["machine"]
+    assert machine["cores"] >= 1 and machine["versions"]["nvidia-dali-cuda130"] and machine["device"] == "CPU"
 
 
 def test_no_speed_is_told_of_frames_that_differ(

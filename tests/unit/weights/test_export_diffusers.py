@@ -76,7 +76,9 @@ def test_encoders_are_found_from_any_folder(
     """A recipe's paths begin where the training ran."""
     shutil.copytree(pretrained_weights(tmp_path_factory) / "vae", tmp_path / "parts" / "vae")
     monkeypatch.chdir(tmp_path.parent)
+    # No edit needs the semantic encoder.
     changes = {"encoders.video": "wan", "encoders.video_path": "parts/vae"}
+    changes |= {"encoders.semantic": "siglip", "encoders.semantic_path": "parts/gone"}
     assert components(export_with(tmp_path, changes))["vae"] == "AutoencoderKLWan"
 
 
@@ -97,3 +99,18 @@ def test_an_export_is_not_taken_for_plain_wan(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="part of an exported editing model"):
             import_weights("diffusers", path, tmp_path / "again", str(tmp_path / "recipe.yaml"))
     assert not (tmp_path / "again").exists()
+
+
+def test_the_pipeline_refuses_what_it_would_cut_or_trip_over(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    weights = pretrained_weights(tmp_path_factory)
+    pipe = load_pipeline(export_with(tmp_path, pretrained_encoders(weights)), tmp_path_factory)
+    frames = [Image.new("RGB", (32, 32))]
+    for source, instruction, words in (
+        ([], "red", "source_video is empty"),
+        (frames, ["red"], "must be one string, not list"),
+        (frames, "very " * 40 + "red", "tokens with its prefix and the model reads 16: shorten it"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pipe(source, instruction)
