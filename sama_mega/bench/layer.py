@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sama_mega.bench.clock import Spread, time_in_turns
 from sama_mega.bench.contenders import Build, Contender
-from sama_mega.bench.flops import block_flops
 from sama_mega.bench.inputs import BlockInputs, draw_inputs
 from sama_mega.bench.parity import Parity, ParityCheck, SizeCheck
 from sama_mega.bench.shapes import PARITY_WORKLOAD, ModelSize, Workload
+from sama_mega.observe.flops import block_flops
 
 OUT_OF_MEMORY = "out of memory"
 
@@ -31,7 +31,7 @@ class LayerRow:
         forward_seconds: Of the forward pass; None without parity.
         activation_bytes: Allocated after the forward pass beyond what was before; None off CUDA.
         peak_bytes: The most allocated at a time, beyond what was before; None off CUDA.
-        flops_per_second: Of the formula in `sama_mega.bench.flops`; None without parity.
+        flops_per_second: Of the formula in `sama_mega.observe.flops`; None without parity.
         problem: Why there is no time.
     """
 
@@ -124,7 +124,8 @@ def _measure(
         )
     except torch.OutOfMemoryError:
         return LayerRow(name, work.label, parity, problem=OUT_OF_MEMORY)
-    flops_per_second = block_flops(size, work) / both.median
+    per_sample = block_flops(size.dim, size.ffn_dim, work.num_tokens, size.text_length)
+    flops_per_second = work.batch * per_sample.total / both.median
     return LayerRow(name, work.label, parity, both, forward, activation_bytes, peak_bytes, flops_per_second)
 
 

@@ -20,11 +20,11 @@ from sama_data.pretext import identity_plan
 from sama_data.samples import Sample, StepSamples
 from sama_mega.bench.clock import Spread, seconds_of
 from sama_mega.bench.contenders import cudnn_attention
-from sama_mega.bench.flops import block_flops
 from sama_mega.bench.inputs import EPS
 from sama_mega.bench.shapes import ModelSize, Workload
 from sama_mega.config import build_recipe
 from sama_mega.config.schema import Recipe
+from sama_mega.observe.flops import block_flops
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.batch import Batcher, MicroBatch
 from sama_mega.train.state import build_train_state
@@ -44,7 +44,7 @@ class TrainRow:
         losses: Of every step, warm-up included; they must fall for the time to count.
         seconds: Of an optimizer step; None where there is none.
         tokens_per_second: By the middle step.
-        flops_per_second: Of the blocks alone, by the formula in `sama_mega.bench.flops`.
+        flops_per_second: Of the blocks alone, by the formula in `sama_mega.observe.flops`.
         peak_bytes: The most allocated at a time; None off CUDA.
         problem: Why there is no time.
     """
@@ -183,11 +183,12 @@ def run_train_bench(
     Returns:
         A row a contender.
     """
+    flops = work.batch * num_layers * block_flops(size.dim, size.ffn_dim, work.num_tokens, size.text_length).total
     rows = []
     for name, build in contenders.items():
         report(name)
         row = _measure(name, partial(build, size, work, num_layers, device, dtype), device, rounds)
-        rows.append(_with_rates(row, work.batch, num_layers * block_flops(size, work)))
+        rows.append(_with_rates(row, work.batch, flops))
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -14,12 +14,12 @@ from rich.table import Table
 
 from sama_mega.bench.chart import Bar, draw_bars
 from sama_mega.bench.contenders import Build, chain, diffusers, ours
-from sama_mega.bench.flops import FORMULA
 from sama_mega.bench.layer import OUT_OF_MEMORY, LayerRow, run_layer_bench
 from sama_mega.bench.results import NO_GPU, describe_machine, require_writable, wide_console, write_results
 from sama_mega.bench.roof import Roof, measure_roof
 from sama_mega.bench.shapes import MODELS, WORKLOADS, named, one_rank_recipe
 from sama_mega.config import build_recipe
+from sama_mega.observe.flops import FORMULA
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 
 _GIB = 1 << 30

@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sama_mega.bench.flops import FORMULA
 from sama_mega.bench.results import NO_GPU, describe_machine, require_writable, wide_console, write_results
 from sama_mega.bench.shapes import MODELS, WORKLOADS, named, one_rank_recipe
 from sama_mega.bench.train import BuildTrainer, TrainRow, diffusers, ours, run_train_bench
 from sama_mega.commands.bench_layer import MODES, OWN
 from sama_mega.config import build_recipe
+from sama_mega.observe.flops import FORMULA
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 
 _GIB = 1 << 30
