@@ -53,11 +53,15 @@ $(DEV_STAMP): $(INPUTS)
 demo: $(STAMP)
 	@$(PYTHON) -m sama_mega.commands.demo $(DEMO_ARGS)
 
+# Long files come first in the order of collection; a file stays in one worker.
+TEST_WORKERS ?= 2
+IN_WORKERS := -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+
 test: $(DEV_STAMP)
-	@$(PYTHON) -m pytest $(TEST_ARGS)
+	@$(PYTHON) -m pytest $(IN_WORKERS) $(TEST_ARGS)
 
 test-fast: $(DEV_STAMP)
-	@$(PYTHON) -m pytest tests/unit -x -q -m "not slow" $(TEST_ARGS)
+	@$(PYTHON) -m pytest tests/unit -x -q -m "not slow" $(IN_WORKERS) $(TEST_ARGS)
 
 test-slurm: $(DEV_STAMP)
 	@$(PYTHON) -m pytest tests/slurm -m drill $(TEST_ARGS)
