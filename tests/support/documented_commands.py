@@ -1,0 +1,236 @@
+"""The command lines of the documentation: found, unwrapped, and parsed without running anything.
+
+Lines come from the fenced `bash` blocks of README.md, docs/ and slurm/README.md. What stands in them is one of:
+
+- a `sama-mega` command, by itself or inside torchrun, srun, `python -m` or an sbatch script of slurm/: it is parsed by
+  the command line's own parser, and its recipe is loaded with its overrides;
+- `make`, which is asked what it would do; `pip install`, whose extras must exist;
+- one of `SHELL_PROGRAMS`, of which bash's syntax is all that is checked.
+
+Anything else is a mistake, or a program to add to `SHELL_PROGRAMS`. `tests.support.documented_runs` says which commands
+are run as well.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sama_mega.__main__ import app
+from sama_mega.config import load_recipe
+from sama_mega.config.errors import ConfigError
+from sama_mega.config.schema import Recipe
+from sama_mega.config.validate import known_keys
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHELL_PROGRAMS = frozenset(
+    (
+        *("cat", "cd", "cp", "export", "git", "kill", "ls", "mkdir", "source", "tail"),
+        *("scancel", "scontrol", "squeue", "nvidia-smi", "mlflow", "pre-commit"),
+    )
+)
+_BLOCK = re.compile(r"^```(?P<language>[\w{}-]*)[^\n]*\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"`(sama-mega [^`]+)`")
+_PLACEHOLDERS = re.compile(r"[\[{|]|\.\.\.")
+_EXIT_STATUS = re.compile(r"#.*\bexit (\d)\b")
+_ASSIGNMENT = re.compile(r"^\w+=")
+
+
+class UnknownLineError(Exception):
+    """A line that no rule above knows, or one that cannot work."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One command line of a page, continuations joined."""
+
+    page: str
+    number: int
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        """Its words, without comment and assignments in front."""
+        words = shlex.split(self.text, comments=True)
+        while words and _ASSIGNMENT.match(words[0]):
+            words.pop(0)
+        return words
+
+    @property
+    def status(self) -> int:
+        """The exit status it should have: 0, or N where its comment says `exit N`."""
+        said = _EXIT_STATUS.search(self.text)
+        return int(said[1]) if said else 0
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.number}: {self.text}"
+
+
+def pages() -> list[str]:
+    """The documentation's pages, relative to the clone; new ones are found by themselves."""
+    found = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "slurm/README.md"]
+    return [str(path.relative_to(REPOSITORY)) for path in found]
+
+
+def blocks(text: str) -> Iterator[tuple[int, str]]:
+    """Line number and text of every fenced bash block; indented ones would be missed, so they are an error."""
+    assert not re.search(r"^[ \t]+```bash", text, re.MULTILINE), "a bash block must not be indented"
+    for match in _BLOCK.finditer(text):
+        if match["language"] in ("bash", "sh", "shell", "console"):
+            yield text.count("\n", 0, match.start("text")) + 1, match["text"]
+
+
+def read_lines(page: str) -> list[Line]:
+    """All command lines of a page, comments and empty lines left out."""
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    return [line for number, block in blocks(text) for line in _logical_lines(page, number, block)]
+
+
+def inline_commands(page: str) -> list[Line]:
+    """Commands in running text that are written out: those with placeholders are left out."""
+    text = _BLOCK.sub(lambda block: "\n" * block[0].count("\n"), (REPOSITORY / page).read_text(encoding="utf-8"))
+    found = []
+    for match in _INLINE.finditer(text):
+        said = " ".join(match[1].split())
+        if not _PLACEHOLDERS.search(said):
+            number = text.count("\n", 0, match.start()) + 1
+            found.append(Line(page, number, re.sub(r"\b[A-Z]\b", "1", said)))  # --gpus N
+    return found
+
+
+def _logical_lines(page: str, number: int, block: str) -> Iterator[Line]:
+    whole, first = "", number
+    for offset, part in enumerate(block.splitlines()):
+        first = first if whole else number + offset
+        whole += part.removesuffix("\\") if part.endswith("\\") else part
+        if not part.endswith("\\"):
+            if whole.split("#")[0].strip():
+                yield Line(page, first, " ".join(whole.split()))
+            whole = ""
+
+
+def unwrap(words: Sequence[str]) -> list[str] | None:
+    """The arguments of the `sama-mega` command in a line; None where there is none.
+
+    Raises:
+        UnknownLineError: A wrapper holds something else.
+    """
+    program, *rest = words
+    if program == "sama-mega":
+        return rest
+    if program == "sbatch":
+        return _in_batch_script(rest)
+    if program in ("torchrun", "srun", "python", "python3") and "pip" not in rest:
+        for number, word in enumerate(rest):
+            if word == "sama-mega" or (word == "sama_mega" and rest[number - 1] == "-m"):
+                return rest[number + 1 :]
+        raise UnknownLineError(f"{program} runs no sama-mega command")
+    return None
+
+
+def _in_batch_script(words: Sequence[str]) -> list[str] | None:
+    """What a script of slurm/ runs with its arguments: the command that its last line names."""
+    script = next((word for word in words if word.endswith(".sh")), None)
+    if script is None or not (REPOSITORY / script).is_file():
+        raise UnknownLineError(f"there is no script {script or 'among the words'}")
+    text = (REPOSITORY / script).read_text().rstrip()
+    command = re.findall(r'(?:entrypoint|job)\.sh" ([a-z-]+) ', text)[-1]
+    arguments = list(words[words.index(script) + 1 :])
+    return [command, *arguments] if arguments else None
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A command as the command line's own parser understood it: its name, such as `data synth`, and its values."""
+
+    name: str
+    values: dict[str, Any]
+
+
+def parse(arguments: Sequence[str]) -> Parsed:
+    """Parses a command, and loads its recipe with its overrides; runs nothing.
+
+    Raises:
+        UnknownLineError: There is no such command, option or value, or the recipe refuses an override.
+    """
+    command: Any = typer.main.get_command(app)
+    words, name = list(arguments), []
+    while hasattr(command, "commands"):
+        if words == ["--help"]:
+            return Parsed(" ".join(name), {})
+        if not words:
+            raise UnknownLineError(f"Missing command after {' '.join(name)}")
+        if words[0] not in command.commands:
+            raise UnknownLineError(f"there is no command {' '.join([*name, words[0]])}")
+        name.append(words.pop(0))
+        command = command.commands[name[-1]]
+    try:
+        values = dict(command.make_context(name[-1], words).params)
+    except Exception as error:  # the parser's own exceptions have no public names
+        raise UnknownLineError(str(error)) from error
+    _check_recipe(values)
+    return Parsed(" ".join(name), values)
+
+
+def _check_recipe(values: dict[str, Any]) -> None:
+    recipe, overrides = values.get("recipe"), [_without_stage(text) for text in values.get("overrides") or ()]
+    for sweep in values.get("sweeps") or ():
+        if sweep.partition("=")[0] not in known_keys(Recipe):
+            raise UnknownLineError(f"--sweep {sweep}: no such recipe key")
+    if recipe is None or str(recipe).isupper():  # a placeholder
+        recipe = "recipes/demo_stage1.yaml"
+    if str(recipe).startswith("recipes/"):
+        try:
+            load_recipe(REPOSITORY / str(recipe), overrides)
+        except ConfigError as error:
+            raise UnknownLineError(str(error)) from error
+
+
+def _without_stage(override: str) -> str:
+    return re.sub(r"^[01]:", "", override)
+
+
+def check(line: Line) -> Parsed | None:
+    """Checks a line without running it; returns the `sama-mega` command in it, if there is one.
+
+    Raises:
+        UnknownLineError: The line is none of what this module knows, or cannot work.
+    """
+    words = line.words
+    if not words:
+        return None
+    arguments = unwrap(words)
+    if arguments is not None:
+        return parse(arguments)
+    program = words[0]
+    if program == "make":
+        _ask_make(words)
+    elif "pip" in words:
+        _check_extras(words)
+    elif program != "sbatch" and program not in SHELL_PROGRAMS and not words[0].endswith("/activate"):
+        fix = f"write a sama-mega command, or add the program to SHELL_PROGRAMS in {Path(__file__).name}"
+        raise UnknownLineError(f"{program} is not known here: {fix}")
+    return None
+
+
+def _ask_make(words: Sequence[str]) -> None:
+    asked = subprocess.run([words[0], "-n", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    if asked.returncode:
+        raise UnknownLineError(asked.stderr.strip())
+
+
+def _check_extras(words: Sequence[str]) -> None:
+    known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for word in words:
+        extras = re.search(r"^(?:\.|sama-mega)\[(.+)\]$", word)
+        unknown = set(extras[1].split(",")) - set(known) if extras else None
+        if unknown:
+            raise UnknownLineError(f"pyproject.toml has no extra {', '.join(sorted(unknown))}")
