@@ -218,7 +218,6 @@ class DiffusionRecipe(Section):
     """Guidance strength of samples and edits; 1: no second pass."""
     sampling_steps: PositiveInt = 50
     """Euler steps of samples and edits."""
-    # None: an edit without its instruction, "[Video edit]" or "[Image edit]".
     negative_prompt: str | None = None
     """What guidance moves away from; null: an edit without its instruction, `[Video edit]` or `[Image edit]`."""
 
