@@ -2,8 +2,8 @@
 
 Lines come from the fenced `bash` blocks of README.md, docs/ and slurm/README.md. What stands in them is one of:
 
-- a `sama-mega` command, by itself or inside torchrun, srun, `python -m` or an sbatch script of slurm/: it is parsed by
-  the command line's own parser, and its recipe is loaded with its overrides;
+- a `sama-mega` command, by itself, inside one of `WRAPPERS` or behind an sbatch script of slurm/: it is parsed by the
+  command line's own parser, and its recipe is loaded with its overrides;
 - `make`, which is asked what it would do; `pip install`, whose extras must exist;
 - one of `SHELL_PROGRAMS`, of which bash's syntax is all that is checked.
 
@@ -37,6 +37,7 @@ SHELL_PROGRAMS = frozenset(
         *("scancel", "scontrol", "squeue", "nvidia-smi", "mlflow", "pre-commit"),
     )
 )
+WRAPPERS = frozenset({"torchrun", "srun", "python", "python3", "nsys", "ncu"})
 _BLOCK = re.compile(r"^```(?P<language>[\w{}-]*)[^\n]*\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(sama-mega [^`]+)`")
 _PLACEHOLDERS = re.compile(r"[\[{|]|\.\.\.")
@@ -57,12 +58,17 @@ class Line:
     text: str
 
     @property
-    def words(self) -> list[str]:
-        """Its words, without comment and assignments in front."""
-        words = shlex.split(self.text, comments=True)
-        while words and _ASSIGNMENT.match(words[0]):
-            words.pop(0)
-        return words
+    def commands(self) -> list[list[str]]:
+        """The words of each of its commands (`A && B` has two), without comment and assignments in front."""
+        lexer = shlex.shlex(self.text, posix=True, punctuation_chars="&|;")
+        lexer.whitespace_split = True
+        found: list[list[str]] = [[]]
+        for word in lexer:
+            if set(word) <= set("&|;"):
+                found.append([])
+            elif found[-1] or not _ASSIGNMENT.match(word):
+                found[-1].append(word)
+        return [words for words in found if words]
 
     @property
     def status(self) -> int:
@@ -118,21 +124,16 @@ def _logical_lines(page: str, number: int, block: str) -> Iterator[Line]:
 
 
 def unwrap(words: Sequence[str]) -> list[str] | None:
-    """The arguments of the `sama-mega` command in a line; None where there is none.
-
-    Raises:
-        UnknownLineError: A wrapper holds something else.
-    """
+    """The arguments of the `sama-mega` command in a command; None where there is none."""
     program, *rest = words
     if program == "sama-mega":
         return rest
     if program == "sbatch":
         return _in_batch_script(rest)
-    if program in ("torchrun", "srun", "python", "python3") and "pip" not in rest:
+    if program in WRAPPERS:
         for number, word in enumerate(rest):
             if word == "sama-mega" or (word == "sama_mega" and rest[number - 1] == "-m"):
                 return rest[number + 1 :]
-        raise UnknownLineError(f"{program} runs no sama-mega command")
     return None
 
 
@@ -164,8 +165,8 @@ def parse(arguments: Sequence[str]) -> Parsed:
     command: Any = typer.main.get_command(app)
     words, name = list(arguments), []
     while hasattr(command, "commands"):
-        if words == ["--help"]:
-            return Parsed(" ".join(name), {})
+        if words in (["--help"], ["--version"]):
+            return Parsed(" ".join([*name, *words]), {})
         if not words:
             raise UnknownLineError(f"Missing command after {' '.join(name)}")
         if words[0] not in command.commands:
@@ -198,24 +199,27 @@ def _without_stage(override: str) -> str:
     return re.sub(r"^[01]:", "", override)
 
 
-def check(line: Line) -> Parsed | None:
-    """Checks a line without running it; returns the `sama-mega` command in it, if there is one.
+def check(line: Line) -> list[Parsed]:
+    """Checks a line without running it; returns the `sama-mega` commands in it.
 
     Raises:
         UnknownLineError: The line is none of what this module knows, or cannot work.
     """
-    words = line.words
-    if not words:
-        return None
+    return [parsed for words in line.commands if (parsed := _check_command(words)) is not None]
+
+
+def _check_command(words: list[str]) -> Parsed | None:
     arguments = unwrap(words)
     if arguments is not None:
         return parse(arguments)
-    program = words[0]
+    program = Path(words[0]).name  # ~/mlflow/bin/mlflow
     if program == "make":
         _ask_make(words)
-    elif "pip" in words:
+    elif program == "pip" or words[1:3] == ["-m", "pip"]:
         _check_extras(words)
-    elif program != "sbatch" and program not in SHELL_PROGRAMS and not words[0].endswith("/activate"):
+    elif program in WRAPPERS and words[1:3] != ["-m", "venv"]:
+        raise UnknownLineError(f"{program} runs no sama-mega command")
+    elif program not in (*SHELL_PROGRAMS, *WRAPPERS, "sbatch"):
         fix = f"write a sama-mega command, or add the program to SHELL_PROGRAMS in {Path(__file__).name}"
         raise UnknownLineError(f"{program} is not known here: {fix}")
     return None
