@@ -155,6 +155,12 @@ class Parsed:
     name: str
     values: dict[str, Any]
 
+    @property
+    def recipe(self) -> str | None:
+        """The recipe that it names, if it names one; `data preview` takes a manifest too."""
+        named = str(self.values.get("recipe") or self.values.get("subject") or "")
+        return named if named.endswith((".yaml", ".yml")) or named.isupper() else None
+
 
 def parse(arguments: Sequence[str]) -> Parsed:
     """Parses a command, and loads its recipe with its overrides; runs nothing.
@@ -177,20 +183,21 @@ def parse(arguments: Sequence[str]) -> Parsed:
         values = dict(command.make_context(name[-1], words).params)
     except Exception as error:  # the parser's own exceptions have no public names
         raise UnknownLineError(str(error)) from error
-    _check_recipe(values)
-    return Parsed(" ".join(name), values)
+    parsed = Parsed(" ".join(name), values)
+    _check_recipe(parsed)
+    return parsed
 
 
-def _check_recipe(values: dict[str, Any]) -> None:
-    recipe, overrides = values.get("recipe"), [_without_stage(text) for text in values.get("overrides") or ()]
-    for sweep in values.get("sweeps") or ():
+def _check_recipe(command: Parsed) -> None:
+    recipe, overrides = command.recipe, [_without_stage(text) for text in command.values.get("overrides") or ()]
+    for sweep in command.values.get("sweeps") or ():
         if sweep.partition("=")[0] not in known_keys(Recipe):
             raise UnknownLineError(f"--sweep {sweep}: no such recipe key")
-    if recipe is None or str(recipe).isupper():  # a placeholder
+    if recipe is None or recipe.isupper():  # none, or a placeholder: the keys of overrides are checked all the same
         recipe = "recipes/demo_stage1.yaml"
-    if str(recipe).startswith("recipes/"):
+    if recipe.startswith("recipes/"):
         try:
-            load_recipe(REPOSITORY / str(recipe), overrides)
+            load_recipe(REPOSITORY / recipe, overrides)
         except ConfigError as error:
             raise UnknownLineError(str(error)) from error
 

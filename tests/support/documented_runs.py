@@ -21,7 +21,7 @@ from tests.support.tiny_recipe import FRAMES, SIZE, TINY, call_main, tiny_overri
 
 _TINY = tuple(f"{key}={json.dumps(value)}" for key, value in TINY.items() if key != "checkpoint.init_from")
 SHRUNK: Mapping[str, tuple[str, ...]] = {
-    "train": (*_TINY, "train.steps=3", "checkpoint.every=3"),
+    "train": ("train.steps=3", "checkpoint.every=3"),
     "check": (),
     "edit": ("--steps", "1"),
     "evaluate": ("--limit", "1", "--steps", "1"),
@@ -31,10 +31,10 @@ SHRUNK: Mapping[str, tuple[str, ...]] = {
     "data probe": (),
     "data filter": (),
     "data stats": (),
-    "data preview": _TINY,
-    "data cache": _TINY,
+    "data preview": ("--samples", "2"),
+    "data cache": (),
 }
-"""By command, what makes it small."""
+"""By command, what makes it small, beside `_TINY` for commands that take overrides of a recipe."""
 _OUTPUTS = ("out",)
 _INPUT_KEYS = ("data.manifest", "checkpoint.init_from", "data.cache")
 _PROMISED = ("runs/demo", "my/", "recipes/", "clip.mp4")
@@ -73,22 +73,25 @@ def shrink(command: Parsed, arguments: list[str], folder: Path) -> list[str] | N
     promised = [path for path in missing if path.startswith(_PROMISED)]
     if promised:
         raise UnknownLineError(f"{promised[0]}: not in the folder that tests/support/documented_runs.py makes")
-    return None if missing else [*arguments, *SHRUNK[command.name]]
+    if missing:
+        return None
+    takes_overrides = command.recipe is not None and "overrides" in command.values and command.name != "check"
+    return [*arguments, *(_TINY if takes_overrides else ()), *SHRUNK[command.name]]
 
 
 def _needs_no_weights(command: Parsed) -> bool:
-    recipe = command.values.get("recipe")
-    if recipe is None or command.name == "check":
-        return recipe is None or str(recipe).startswith("recipes/")
-    if not str(recipe).startswith("recipes/"):
+    if command.recipe is None or (command.name == "check" and command.recipe.startswith("recipes/")):
+        return True
+    if not command.recipe.startswith("recipes/"):
         return False
-    encoders = load_recipe(REPOSITORY / recipe).encoders
+    encoders = load_recipe(REPOSITORY / command.recipe).encoders
     return all(getattr(encoders, role) == name for role, name in BUILT_IN_ENCODERS.items())
 
 
 def _inputs(values: Mapping[str, Any]) -> list[str]:
     """Files and folders that a command reads."""
     paths = [str(value) for key, value in values.items() if isinstance(value, Path) and key not in _OUTPUTS]
+    paths += [values["subject"]] if "subject" in values else []
     for override in values.get("overrides") or ():
         key, _, value = override.partition("=")
         paths += [value] if key in _INPUT_KEYS and value != "null" else []
