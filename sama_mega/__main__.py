@@ -337,6 +337,16 @@ def submit(
     )
 
 
+@app.command(hidden=True)
+def reference(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The documentation's folder.")] = Path("docs"),
+) -> None:
+    """Write the pages of the documentation that come from the code: recipes and commands."""
+    from sama_mega.commands import reference as command
+
+    raise typer.Exit(command.run(folder, app))
+
+
 def _is_user_error(error: Exception) -> bool:
     """Whether the user's input is to blame; a class whose module nobody imported cannot have been raised."""
     classes = [getattr(sys.modules[module], name) for module, name in USER_ERRORS if module in sys.modules]
