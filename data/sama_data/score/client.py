@@ -37,6 +37,10 @@ class EndpointError(DataError):
     """The endpoint cannot be used: asking for other rows would be in vain."""
 
 
+class EndpointRefusal(EndpointError):
+    """The endpoint turns us away: what the user said of it is wrong."""
+
+
 class Unanswered(Exception):
     """One turn of one row got no answer that can be used.
 
@@ -178,7 +182,9 @@ class JudgeClient:
         """Returns what a status that is not 200 means."""
         said = f"status {status}: {text}" if text else f"status {status}"
         if status in _STOPPING_STATUSES:
-            return EndpointError(f"{self._endpoint.chat_url}: {said}: check the URL, the model's name and the API key")
+            return EndpointRefusal(
+                f"{self._endpoint.chat_url}: {said}: check the URL, the model's name and the API key"
+            )
         if status not in _PASSING_STATUSES and status < 500:
             return Unanswered(said, is_final=True)
         wait = wait_seconds(retry_after)
