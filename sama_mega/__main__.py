@@ -1,8 +1,8 @@
 """The command line: `sama-mega`, or `python -m sama_mega`.
 
-Declares commands and options and nothing else (those of `data` and `bench` in `commands/data_app.py` and
-`commands/bench_app.py`): each command imports its module when it runs, so that `--help` costs no torch. Every `run`
-returns the exit status; `main` turns user errors into one line and status 2.
+Declares commands and options and nothing else (those of `data`, `bench` and `evaluate` in `commands/data_app.py`,
+`commands/bench_app.py` and `commands/evaluate_app.py`): each command imports its module when it runs, so that `--help`
+costs no torch. Every `run` returns the exit status; `main` turns user errors into one line and status 2.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 import sama_mega
-from sama_mega.commands import bench_app, data_app
+from sama_mega.commands import bench_app, data_app, evaluate_app
 from sama_mega.commands.options import (
     CheckpointArgument,
     GuidanceOption,
@@ -248,34 +248,7 @@ def export_weights(
     raise typer.Exit(command.run(checkpoint, target_format, out, weights, dtype, lora, as_json=as_json))
 
 
-@app.command()
-def evaluate(
-    checkpoint: CheckpointArgument,
-    suite: Annotated[
-        str, typer.Argument(metavar="SUITE", help="There is one: synthetic, held-out clips of the synthetic world.")
-    ] = "synthetic",
-    weights: WeightsOption = "ema",
-    steps: StepsOption = None,
-    guidance: GuidanceOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Clips at most, per kind of edit.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where pictures and scores go.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Score a checkpoint on a suite of edits whose truth is known."""
-    from sama_mega.commands import evaluate as command
-
-    raise typer.Exit(
-        command.run(
-            checkpoint=checkpoint,
-            suite=suite,
-            weights=weights,
-            steps=steps,
-            guidance=guidance,
-            limit=limit,
-            out=out,
-            as_json=as_json,
-        )
-    )
+app.command("evaluate")(evaluate_app.evaluate)
 
 
 @app.command()
