@@ -27,8 +27,8 @@ COLLECTIVES = {
 
 
 def collective_functions() -> list[tuple[Any, str, str]]:
-    """Owner, attribute and kind of message of every function that sends one."""
-    return [(dist, function, kind) for function, kind in COLLECTIVES.items()]
+    """Owner, attribute and kind of message of every function that sends one, and of the wait for those under way."""
+    return [*((dist, function, kind) for function, kind in COLLECTIVES.items()), (dist.Work, "wait", "waiting")]
 
 
 def backward_functions() -> list[tuple[Any, str]]:

@@ -79,7 +79,8 @@ _OPERATIONS = {
 _PRODUCTS = frozenset(name for name, group in _OPERATIONS.items() if group == Group.POINTWISE)
 _BLOCK = "block "
 """What a block does itself, outside its operations, is adding up its modulation."""
-_HOST_NAME = re.compile(r"^(host$|autograd::engine::evaluate_function)")
+_HOST_NAME = re.compile(r"^(host$|autograd::engine::evaluate_function|(torch::autograd::)?_?[A-Z]\w*$)")
+"""Ranges and autograd's functions themselves: what they do besides the operations that they call is the host's."""
 _ATTENTION = frozenset({"attention", "cross_attention", "rope_attention"})
 
 _COLLECTIVES = (

@@ -63,12 +63,13 @@ def device_range(name: str) -> AbstractContextManager[Any]:
 
 def _wrap(place: Place, open_range: OpenRange, replaced: ExitStack) -> None:
     owner, attribute = place.owner, place.attribute
+    wrapped = _with_range(getattr(owner, attribute), place, open_range)
     own = vars(owner).get(attribute)
     if own is None:  # inherited, or a module's method: what is set on the object hides it
         replaced.callback(delattr, owner, attribute)
     else:
         replaced.callback(setattr, owner, attribute, own)
-    setattr(owner, attribute, _with_range(getattr(owner, attribute), place, open_range))
+    setattr(owner, attribute, wrapped)
 
 
 def _with_range(function: Callable[..., Any], place: Place, open_range: OpenRange) -> Callable[..., Any]:
