@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shlex
 from collections.abc import Iterable, Sequence
@@ -55,6 +56,7 @@ def write_report(recipe: Recipe, told: Profiled, steps: int, out: Path, nsys: Se
     console = Console(stderr=True, highlight=False)
     console.print("measuring what the device can do", style="dim")
     dtype = torch.bfloat16 if recipe.train.precision == "bfloat16" else torch.float32
+    gc.collect()  # the model's modules hold each other
     if told.device.type == "cuda":
         torch.cuda.empty_cache()
     roof = measure_roof(told.device, dtype)

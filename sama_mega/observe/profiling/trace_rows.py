@@ -156,7 +156,10 @@ def _link_backward(events: Iterable[Event], threads: Mapping[Any, Sequence[_Call
                 ends[event["id"]][event["ph"]] = call
     for pair in ends.values():
         if "s" in pair and "f" in pair:
+            node = pair["f"].parent
             pair["f"].forward = pair["s"]
+            if node is not None and node.name.startswith(_NODE):  # adds up gradients around the operation itself
+                node.forward = pair["s"]
 
 
 def _call_at(calls: Sequence[_Call], moment: float) -> _Call | None:

@@ -51,6 +51,7 @@ class Profiled:
     """What a rank knows when its steps are traced.
 
     Attributes:
+        complete: Whether all steps were traced.
         trace: The file of its trace; None without.
         snapshot: The file of its memory; None without.
         batches: Every micro-batch that went through the model meanwhile.
@@ -60,6 +61,7 @@ class Profiled:
         device: What it computed on.
     """
 
+    complete: bool = False
     trace: Path | None = None
     snapshot: Path | None = None
     batches: list[SeenBatch] = field(default_factory=list)
@@ -134,7 +136,7 @@ class ProfileHook(Hook):
             torch.cuda.profiler.start()
 
     def _end_traced_steps(self) -> None:
-        self._traced = False
+        self._traced, self._told.complete = False, True
         if self._context.device.type != "cuda":
             return
         self._told.peak_bytes = torch.cuda.max_memory_allocated(self._context.device)

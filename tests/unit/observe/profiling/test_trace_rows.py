@@ -69,6 +69,7 @@ def on_gpu() -> list[dict[str, Any]]:
         annotation("communication: all-gather", 59, 62, ENGINE),
         launch(5, 60, ENGINE),
         launch(6, 64, ENGINE),
+        launch(7, 69.5, ENGINE),
         *forward_backward(11, (MAIN, 22), (ENGINE, 42)),
         *forward_backward(12, (MAIN, 14), (ENGINE, 52)),
         kernel(1, "nvjet_tst_128x256", 20, 30),
@@ -77,12 +78,13 @@ def on_gpu() -> list[dict[str, Any]]:
         kernel(4, "triton_poi_fused_0", 65, 70),
         kernel(5, "ncclDevKernel_AllGather_RING_LL(...)", 60, 75, stream=20),
         kernel(6, "nvjet_tst_64x64", 80, 100),
+        kernel(7, "vectorized_elementwise_kernel<add>", 100, 101),
     ]
 
 
 def test_kernels_are_placed_by_their_launch_and_backward_ones_by_their_forward(on_gpu: list[dict[str, Any]]) -> None:
     traced = rows_of_trace(on_gpu)
-    assert (traced.on_device, traced.steps, traced.start, traced.stop) == (True, 1, 0, 100)
+    assert (traced.on_device, traced.steps, traced.start, traced.stop) == (True, 1, 0, 101)
     assert traced.data_waits == [(0, 10)]
     placed = [(row.ranges, row.backward) for row in traced.rows]
     assert placed == [
@@ -92,6 +94,7 @@ def test_kernels_are_placed_by_their_launch_and_backward_ones_by_their_forward(o
         (("backward", "recompute", "block 3", "adaln"), False),
         (("backward", "communication: all-gather"), True),
         (("backward", "forward", "block 3", "qkv"), True),
+        (("backward", "forward", "block 3", "qkv"), True),
     ]
 
 
@@ -99,7 +102,7 @@ def test_table_counts_every_moment_once(on_gpu: list[dict[str, Any]]) -> None:
     work = {Group.GEMM: Work(flops=15e6), Group.NORMS: Work(num_bytes=1e6), Group.ATTENTION_FORWARD: Work(flops=4e6)}
     table = make_table(rows_of_trace(on_gpu), work, RATES)
     groups = {group.group: group for group in table.groups}
-    assert table.step_milliseconds == pytest.approx(0.1)
+    assert table.step_milliseconds == pytest.approx(0.101)
     parts = {name: round(1000 * group.step_milliseconds, 6) for name, group in groups.items()}
     # The message runs 15 us, of which only the last 5 while nothing computes; the device idles during the data wait.
     assert parts == {
@@ -109,6 +112,7 @@ def test_table_counts_every_moment_once(on_gpu: list[dict[str, Any]]) -> None:
         Group.ATTENTION_FORWARD: 10,
         Group.DATA_WAIT: 10,
         Group.NORMS: 5,
+        Group.POINTWISE: 1,
         "communication: all-gather": 5,
     }
     assert groups["communication: all-gather"].milliseconds == pytest.approx(0.015)
@@ -167,6 +171,6 @@ def test_picture_shows_every_group_to_scale(on_gpu: list[dict[str, Any]]) -> Non
     table = make_table(rows_of_trace(on_gpu), {}, RATES)
     picture = draw_step("a <step>", table)
     assert picture.startswith("<svg") and "a &lt;step&gt;" in picture
-    assert 'width="258.0" height="64"' in picture and "gemm: 0.03 ms, 30.0 %" in picture
+    assert 'width="255.4" height="64"' in picture and "gemm: 0.03 ms, 29.7 %" in picture
     small = GroupTime("tiny", 1, 0.0001, 0.0001, 0.001)
     assert "tiny" not in draw_step("s", type(table)(0.1, [*table.groups, small], []))
