@@ -69,6 +69,33 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: 
     raise typer.Exit(command.run(recipe, overrides or [], as_json=as_json))
 
 
+@app.command()
+def profile(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to trace.")] = 3,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where trace and table go (default: profiles/RECIPE).")
+    ] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Also a snapshot of the GPU's memory.")] = False,
+    ranks: Annotated[Literal["all", "0"], typer.Option(help="Whose steps are traced.")] = "all",
+    nvtx: Annotated[bool, typer.Option("--nvtx", help="For nsys or ncu around it: NVTX ranges, no trace.")] = False,
+    ncu: Annotated[
+        str | None, typer.Option(metavar="KERNEL", help="Read one kernel's counters with Nsight Compute instead.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Trace some training steps for Perfetto, and show where their time goes and how near it comes to the peak.
+
+    Alone, or as ranks like `train`. Keeps nothing of the run, resumes nothing, and starts from random weights.
+    """
+    from sama_mega.commands import profile as command
+
+    options = command.Options(steps, warmup, out, memory, ranks, nvtx, ncu)
+    raise typer.Exit(command.run(recipe, overrides or [], options, as_json=as_json))
+
+
 @app.command("job-ended", hidden=True)
 def job_ended(
     recipe: RecipeArgument,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -84,10 +84,13 @@ class Start:
     Attributes:
         stop: Requests to stop early.
         clock: Measures how long the parts of the start take.
+        hooks: Makes the hooks of a run that is looked at and not kept, from its layout and its state. They take the
+            place of those of a run that is kept: nothing is saved, measured or tracked unless they do it.
     """
 
     stop: StopRequest
     clock: StartupClock
+    hooks: Callable[[ParallelContext, TrainState], Sequence[Hook]] | None = None
 
 
 def train(recipe: Recipe, start: Start | None = None) -> RunSummary:
@@ -167,7 +170,7 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
         train_step = TrainStep(recipe, context, state, batcher, pace)
         checkpoints = CheckpointHook(state, context, life.number)
         # In the order they run: what is logged first is there when a later one fails.
-        hooks: list[Hook] = [
+        hooks: Sequence[Hook] = [
             WatchdogHook(context, life.number, life.end_hung),
             MetricsHook(),
             checkpoints,
@@ -177,6 +180,8 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
             TrackerHook(),
             LifeHook(life.file, start.clock),
         ]
+        if start.hooks is not None:
+            hooks = start.hooks(context, state)
         loop = Loop(run, dataset, state, train_step, hooks)
         with closing(_batches(loader, run, checkpoints, life, pace)) as batches:
             end = loop.run(agreeing_batches(batches, context, start.stop))
