@@ -361,6 +361,8 @@ class TrackRecipe(Section):
     experiment: Name = "sama-mega"
     uri: Name | None = None
     log_sample_ids: bool = False
+    statistics_every: NonNegativeInt = 0
+    bad_batches: NonNegativeInt = 1
 
 
 class KernelsRecipe(Section):
