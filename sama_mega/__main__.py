@@ -59,13 +59,26 @@ def _options(
 
 
 @app.command()
-def train(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+def train(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A replay/step-*/report.json: take just that step once more; exit 1 if it is bad again.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Run a recipe; resume where its run folder ends.
 
     One process alone, or as ranks of `torchrun -m sama_mega train ...` or of `srun` with one task per rank.
     """
     from sama_mega.commands import train as command
 
+    if replay is not None:
+        raise typer.Exit(command.run_replay(recipe, replay, overrides or [], as_json=as_json))
     raise typer.Exit(command.run(recipe, overrides or [], as_json=as_json))
 
 

@@ -414,6 +414,10 @@ class TrackRecipe(Section):
     """MLflow's store; `MLFLOW_TRACKING_URI` wins over it; null: an SQLite file, `runs/mlflow.db`."""
     log_sample_ids: bool = False
     """Whether `metrics.jsonl` names every step's samples."""
+    statistics_every: NonNegativeInt = 0
+    """Steps between two rows of `statistics.jsonl`: activations, gradients and updates by layer; 0: none."""
+    bad_batches: NonNegativeInt = 1
+    """Steps a life that are kept for `train --replay`, samples and weights, because they were not finite."""
 
 
 class KernelsRecipe(Section):

@@ -25,6 +25,7 @@ from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_par
 from sama_mega.parallel.torch_settings import apply_torch_settings
 from sama_mega.train.agreement import agreeing_batches, from_first_rank, on_every_rank, require_same_everywhere
 from sama_mega.train.batch import Batcher
+from sama_mega.train.hooks.bad_step import BadStepHook
 from sama_mega.train.hooks.base import Hook
 from sama_mega.train.hooks.checkpoint import CheckpointHook
 from sama_mega.train.hooks.life import LifeHook
@@ -32,10 +33,12 @@ from sama_mega.train.hooks.metrics import MetricsHook
 from sama_mega.train.hooks.pace import PaceHook
 from sama_mega.train.hooks.progress import ProgressHook
 from sama_mega.train.hooks.sample import SampleHook
+from sama_mega.train.hooks.statistics import StatisticsHook
 from sama_mega.train.hooks.tracker import TrackerHook
 from sama_mega.train.hooks.watchdog import WatchdogHook
 from sama_mega.train.loader_settings import loader_settings
 from sama_mega.train.loop import Loop, Run
+from sama_mega.train.numerics.layer_statistics import LayerStatistics
 from sama_mega.train.pace import Pace
 from sama_mega.train.run_end import RunEnd
 from sama_mega.train.run_folder import RunFolder
@@ -167,11 +170,14 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
         )
         batcher = Batcher(recipe, encoders, context.device, Sharing.among(context), cache)
         pace = Pace(context.device)
-        train_step = TrainStep(recipe, context, state, batcher, pace)
+        statistics = LayerStatistics(recipe, context, state)
+        train_step = TrainStep(recipe, context, state, batcher, pace, statistics)
         checkpoints = CheckpointHook(state, context, life.number)
         # In the order they run: what is logged first is there when a later one fails.
         hooks: Sequence[Hook] = [
             WatchdogHook(context, life.number, life.end_hung),
+            BadStepHook(train_step, state, context, life.number),
+            StatisticsHook(statistics),
             MetricsHook(),
             checkpoints,
             SampleHook(recipe, dataset, encoders, state, context),

@@ -33,6 +33,8 @@ class RunFolder:
         checkpoints: Folder of checkpoints.
         samples: Folder of sample pictures and videos.
         lives: Folder with one file a start.
+        statistics_path: Statistics of every layer, at an interval.
+        replay: Folder of steps whose loss was not finite.
     """
 
     def __init__(self, root: Path) -> None:
@@ -48,6 +50,8 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
         self.samples = root / "samples"
         self.lives = root / "lives"
+        self.statistics_path = root / "statistics.jsonl"
+        self.replay = root / "replay"
 
     @classmethod
     def create(cls, root: Path) -> RunFolder:
