@@ -323,7 +323,12 @@ class OptimizerRecipe(Section):
 
 
 class TrainRecipe(Section):
-    """The run: its stage, length, folder, seed, precision and what is reported."""
+    """The run: its stage, length, folder, seed, precision and what is reported.
+
+    After the samples' first clip, none is begun that would take longer than `sample_seconds` for all of them together.
+    `sample_clips` is a manifest whose first clips are sampled instead of the training data's; a clip without a truth
+    may name itself as its target.
+    """
 
     stage: Stage
     steps: PositiveInt
@@ -340,6 +345,8 @@ class TrainRecipe(Section):
     log_every: PositiveInt = 10
     sample_every: NonNegativeInt = 0
     num_samples: NonNegativeInt = 2
+    sample_seconds: PositiveFloat = 300.0
+    sample_clips: RecipePath | None = None
     cpu_threads: PositiveInt | None = None
 
 

@@ -72,7 +72,7 @@ def sample_on_two_ranks(root: str, worlds: dict[str, str]) -> dict[str, list[str
             folder.samples.write_text("a file where the folder should be")
         dist.barrier()
         run: Any = SimpleNamespace(recipe=recipe, folder=folder, is_main=rank == 0, total_steps=4)
-        hook.on_step_end(run, SimpleNamespace(step=4))  # type: ignore[arg-type]
+        hook.on_step_end(run, SimpleNamespace(step=4, files=[]))  # type: ignore[arg-type]
         sampled[case] = hook._editor.prompts  # type: ignore[attr-defined]
     stop_parallel()
     return sampled

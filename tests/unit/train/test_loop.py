@@ -62,11 +62,12 @@ class Rig:
             flow_matching=1.0,
             semantic=0.0,
             num_tokens=9,
-            flow_matching_by_task={},
+            grouped={},
             sample_digest="d",
             slot_sample_indices=(),
         )
-        outcome = SimpleNamespace(losses=losses, gradient_norm=1.0, skipped="loss is nan" if skips else None)
+        skipped = "loss is nan" if skips else None
+        outcome = SimpleNamespace(losses=losses, gradient_norm=1.0, skipped=skipped, model_tflop=0.5)
         step: Any = SimpleNamespace(run=lambda drawn, rate: outcome)
         dataset: Any = None
         hooks = [NotingHook("first", self.calls), NotingHook("second", self.calls, **second)]
