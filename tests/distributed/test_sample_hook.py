@@ -21,7 +21,7 @@ pytestmark = pytest.mark.distributed
 
 TIMEOUT_SECONDS = 120.0
 NUM_SAMPLES = 2
-CASES = ("healthy", "first_rank_cannot_read", "other_rank_cannot_read", "cannot_write")
+CASES = ("healthy", "first_rank_cannot_read", "other_rank_cannot_read", "other_rank_is_late", "cannot_write")
 
 
 class Meeting:
@@ -66,6 +66,8 @@ def sample_on_two_ranks(root: str, worlds: dict[str, str]) -> dict[str, list[str
         )
         hook = module.SampleHook(recipe, load_manifest(manifest), None, state, context)  # type: ignore[arg-type]
         folder = RunFolder.create(recipe.train.run_folder)
+        is_late = case == "other_rank_is_late" and rank == 1
+        module._TurnClock.is_over = property(lambda clock, late=is_late: late)  # type: ignore[assignment,misc]
         dist.barrier()
         if case == "cannot_write" and rank == 0:
             folder.samples.rmdir()
@@ -98,6 +100,7 @@ def test_both_ranks_sample_the_same(sampled: tuple[Path, list[dict[str, list[str
 def test_what_the_first_rank_reads_decides(sampled: tuple[Path, list[dict[str, list[str]]]]) -> None:
     _, (prompts, _) = sampled
     assert prompts["other_rank_cannot_read"] == prompts["cannot_write"] == prompts["healthy"]
+    assert prompts["other_rank_is_late"] == prompts["healthy"]
     assert prompts["first_rank_cannot_read"][0] == prompts["healthy"][1]
 
 
