@@ -382,6 +382,11 @@ class TrainRecipe(Section):
     """Steps between two rounds of sample edits; 0: after the last step alone."""
     num_samples: NonNegativeInt = 2
     """Sample edits of a round; 0: none."""
+    sample_seconds: PositiveFloat = 300.0
+    """After a round's first edit, none is begun that would take longer than this for all of them together."""
+    sample_clips: RecipePath | None = None
+    """A manifest whose first clips are edited instead of the training data's; a clip without a truth may name itself
+    as its target."""
     cpu_threads: PositiveInt | None = None
     """Threads of torch on a rank; null: torch's choice."""
 

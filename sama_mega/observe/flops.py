@@ -7,6 +7,7 @@ instead of two, since the scores are made once more. What recompute repeats is n
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -90,4 +91,5 @@ def step_flops(recipe: Recipe, sample_tokens: Iterable[int]) -> float:
         recipe: The whole recipe.
         sample_tokens: Tokens of each sample's sequence.
     """
-    return sum(model_flops(recipe, num_tokens).total for num_tokens in sample_tokens)
+    # A batch of hundreds has a few lengths.
+    return sum(count * model_flops(recipe, length).total for length, count in Counter(sample_tokens).items())

@@ -14,6 +14,7 @@ from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.losses import sama_loss
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
 from sama_mega.model import ModelOutput
+from sama_mega.observe.flops import step_flops
 from sama_mega.parallel.gradients import finalize_gradients
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.parallel.schedule import run_forward_backward
@@ -34,11 +35,14 @@ class StepOutcome:
         losses: The step's losses over the global batch.
         gradient_norm: Global L2 norm before clipping.
         skipped: Why the optimizer did not step, or None.
+        model_tflop: Operations (1e12) of the model on the global batch; None with low-rank training, whose backward
+            pass leaves out products that `step_flops` counts.
     """
 
     losses: StepLosses
     gradient_norm: float
     skipped: str | None
+    model_tflop: float | None
 
     @property
     def is_finite(self) -> bool:
@@ -92,7 +96,8 @@ class TrainStep:
         if skipped is None:
             self._state.optimizer.step(learning_rate, self._recipe.optimizer.clip_grad_norm or None, gradient_norm)
             self._state.average.update()
-        return StepOutcome(losses, gradient_norm, skipped)
+        model_tflop = None if self._recipe.lora.rank else step_flops(self._recipe, losses.slot_tokens) / 1e12
+        return StepOutcome(losses, gradient_norm, skipped, model_tflop)
 
     def differentiate(self, drawn: StepSamples) -> tuple[StepLosses, float]:
         """Does all of a step but the update.

@@ -47,6 +47,8 @@ class StatisticsHook(Hook):
         if not self._statistics.is_due(report.step):
             return
         self.newest = self._statistics.finish(updated=report.skipped is None)
+        if run.is_main:
+            report.measured["layers"] = layer_metrics(self.newest)
         if self._file is None:
             return
         layers = {layer: _finite(asdict(numbers)) for layer, numbers in self.newest.items()}

@@ -65,12 +65,16 @@ class Rig:
             flow_matching=1.0,
             semantic=0.0,
             num_tokens=9,
-            flow_matching_by_task={},
+            grouped={},
             sample_digest="d",
             slot_sample_indices=(),
         )
         outcome = SimpleNamespace(
-            losses=losses, gradient_norm=1.0, skipped="loss is nan" if skips else None, is_finite=not skips
+            losses=losses,
+            gradient_norm=1.0,
+            skipped="loss is nan" if skips else None,
+            is_finite=not skips,
+            model_tflop=0.5,
         )
         step: Any = SimpleNamespace(run=lambda drawn, rate: outcome)
         dataset: Any = None
