@@ -100,10 +100,10 @@ def block_bytes(recipe: Recipe, sizes: BlockSizes, kernels: Kernels) -> int:
     """What one block holds between the passes in the recipe's mode, its input included.
 
     Without recompute: `whole_block_bytes`. Otherwise the input and, by mode (``KEPT`` in
-    `sama_mega/model/recompute.py`): the products qkv (3 U w), attention's output and log-sum-exp (U w and 4 bytes times U h), its projection (T d), the
-    text's keys and values (2 R w), the cross-attention's projection (T d), the feed-forward's output (T d);
-    ``selective`` also the cross-attention's queries and output (2 U w and 4 U h bytes) and the feed-forward's input
-    product (U f).
+    `sama_mega/model/recompute.py`): the products qkv (3 U w), attention's output and log-sum-exp (U w and 4 bytes times
+    U h), its projection (T d), the text's keys and values (2 R w), the cross-attention's projection (T d), the
+    feed-forward's output (T d); ``selective`` also the cross-attention's queries and output (2 U w and 4 U h bytes) and
+    the feed-forward's input product (U f).
     """
     mode = recipe.train.recompute
     if mode == "none":
@@ -124,8 +124,8 @@ def whole_block_bytes(recipe: Recipe, sizes: BlockSizes, kernels: Kernels) -> in
 
     Fused, in values: the input, the three norms' outputs and the two residual sums (6 T d, each with two float32
     numbers a token where a norm reads it), both gated branches (2 T d), qkv (3 U w), normed q and k (2 U w),
-    attention's output (U w), the cross-attention's q, normed q and output (3 U w), k, v and normed k of the text (3 R w), the
-    feed-forward's hidden values before and after GELU (2 U f); float32: a log-sum-exp a token and head of both
+    attention's output (U w), the cross-attention's q, normed q and output (3 U w), k, v and normed k of the text (3 R
+    w), the feed-forward's hidden values before and after GELU (2 U f); float32: a log-sum-exp a token and head of both
     attentions, an inverse root mean square a token of each q and k, the modulation (6 d a sample).
 
     Written out, besides: the modulated norms before modulation (2 T d), q and k before their weight (3 U w and R w),
@@ -233,8 +233,8 @@ def backward_bytes(recipe: Recipe, sizes: BlockSizes, kernels: Kernels) -> int:
     """The most that a backward pass through one block holds for a while, beyond what was held before it began.
 
     What the repeated forward pass makes again, and at the feed-forward, where all of it is still there: the
-    gradients of the stream and of the branch (2 T d), of the hidden values (U f), of the second product's weight (d f), and under
-    sequence parallel the gathered gradient (U d).
+    gradients of the stream and of the branch (2 T d), of the hidden values (U f), of the second product's weight (d f),
+    and under sequence parallel the gathered gradient (U d).
     """
     own, inside, d, e = sizes.own, sizes.inside, sizes.dim, sizes.num_bytes
     again = max(0, whole_block_bytes(recipe, sizes, kernels) - block_bytes(recipe, sizes, kernels))
@@ -247,8 +247,8 @@ def attention_workspace_bytes(sizes: BlockSizes, kernels: Kernels, num_tokens: i
 
     The feed-forward's and the cross-attention's tensors (3 U f, 3 T d, 3 U w) are gone by then. Instead there are the
     gradients of q, k, v and of the output (4 U w; of all gathered keys and values), and fused: float32 sums of q's
-    gradient (U w) and two numbers a token and head; written out: scores, their softmax and both gradients, of every head, and
-    float32 copies of q, k and v.
+    gradient (U w) and two numbers a token and head; written out: scores, their softmax and both gradients, of every
+    head, and float32 copies of q, k and v.
     """
     values, e = sizes.inside * sizes.local_dim, sizes.num_bytes
     held = e * (2 + 2 * sizes.gathering) * values

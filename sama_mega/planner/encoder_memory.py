@@ -1,7 +1,8 @@
 """Memory of the frozen encoders on every GPU: weights, and what encoding one micro-batch holds for a while.
 
 Every rank loads all three, in the run's precision (`sama_mega/encoders/__init__.py`); the built-in ones have no
-weights. Encoding happens before a micro-batch's forward pass (`sama_mega/train/batch.py`), when it holds no activations.
+weights. Encoding happens before a micro-batch's forward pass (`sama_mega/train/batch.py`), when it holds no
+activations.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def encoding_bytes(recipe: Recipe, batch: MicroBatchShape) -> int:
 
     Pixels: of all its targets or sources, float32 one by one and stacked (`FrameEncoders.clips` in
     `sama_mega/train/encode.py`), and of one clip in the run's precision. The VAE: it works through a clip four frames
-    at a time; an estimate of eight tensors of its first width, 96, at full size, inputs kept for the next frames included.
-    Text and pictures of 384 pixels are small beside it.
+    at a time; an estimate of eight tensors of its first width, 96, at full size, inputs kept for the next frames
+    included. Text and pictures of 384 pixels are small beside it.
     """
     if recipe.data.cache is not None:
         return 0

@@ -69,9 +69,9 @@ def predict_memory(
 
     Weights, gradients, optimizer and average, by `state_bytes`. Activations: `sama_mega/planner/activations.py`, of the
     largest micro-batch that dealing can give a rank; with pipeline stages, of as many of a rank's largest as are
-    between their passes at once (`count_in_flight`), with the inputs of the whole step, which is encoded before the first
-    stage runs (`Sharing.among` in `sama_mega/train/shared_encoding.py`). Encoding and training hold their own memory one after the
-    other: what encoding needs beyond training counts.
+    between their passes at once (`count_in_flight`), with the inputs of the whole step, which is encoded before the
+    first stage runs (`Sharing.among` in `sama_mega/train/shared_encoding.py`). Encoding and training hold their own
+    memory one after the other: what encoding needs beyond training counts.
 
     Args:
         recipe: The whole recipe; the degrees come from the layout.
@@ -228,8 +228,9 @@ def _held_inputs(recipe: Recipe, layout: Layout, work: Workload) -> int:
 def _message_bytes(recipe: Recipe, layout: Layout, sizes: BlockSizes, on_gpu: bool) -> int:
     """Memory of messages.
 
-    Gathered tokens of sequence parallel (U d: `sama_mega/model/parallel_products.py`), what stages send each other (4 T d:
-    sent and received, both ways), and NCCL's own buffers of every group of several ranks. Gradients and weights travel in megatron's own buffers: they need none.
+    Gathered tokens of sequence parallel (U d: `sama_mega/model/parallel_products.py`), what stages send each other (4 T
+    d: sent and received, both ways), and NCCL's own buffers of every group of several ranks. Gradients and weights
+    travel in megatron's own buffers: they need none.
     """
     gathered = sizes.inside * sizes.dim * sizes.num_bytes if sizes.inside > sizes.own else 0
     between = 4 * sizes.own * sizes.dim * sizes.num_bytes if layout.num_stages > 1 else 0

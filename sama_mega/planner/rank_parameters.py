@@ -38,6 +38,7 @@ class RankParameter:
         num_bytes: Of an element.
         is_trained: Whether it has a gradient.
         is_copied: Whether every pipeline stage has a copy of it, in a bucket of its own.
+        is_split: Whether tensor ranks hold slices; else each holds all of it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class RankParameter:
     num_bytes: int
     is_trained: bool
     is_copied: bool
+    is_split: bool
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def stage_parameters(recipe: Recipe, layout: Layout, stage: Stage) -> list[RankP
             num_bytes=4 if _FLOAT32.search(name) else BYTES[recipe.train.precision],
             is_trained=name in low_rank or not recipe.lora.rank,
             is_copied=layout.num_stages > 1 and name.startswith(_ON_EVERY_STAGE),
+            is_split=_is_split(name),
         )
         for name, shape in shapes.items()
         if _is_on(name, stage)
