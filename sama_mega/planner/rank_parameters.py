@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import lcm, prod
 
-from sama_mega.config.schema import Recipe
+from sama_mega.config.schema import LoraRecipe, ModelRecipe, Recipe
 from sama_mega.parallel.layout import Layout, Stage
 from sama_mega.parameters.shapes import low_rank_shapes, our_shapes
 
@@ -72,20 +73,32 @@ def stage_parameters(recipe: Recipe, layout: Layout, stage: Stage) -> list[RankP
         layout: Resolved degrees; tensor ranks hold equal slices.
         stage: One of the layout's.
     """
-    low_rank = low_rank_shapes(recipe.model, recipe.lora)
-    shapes = our_shapes(recipe.model) | low_rank
-    return [
+    return list(
+        _stage_parameters(
+            recipe.model, recipe.lora, recipe.train.precision, layout.tensor, layout.num_stages > 1, stage
+        )
+    )
+
+
+@lru_cache(maxsize=256)
+def _stage_parameters(
+    model: ModelRecipe, lora: LoraRecipe, precision: str, tensor: int, has_copies: bool, stage: Stage
+) -> tuple[RankParameter, ...]:
+    """Remembered: a search over layouts asks for the same stages many times."""
+    low_rank = low_rank_shapes(model, lora)
+    shapes = our_shapes(model) | low_rank
+    return tuple(
         RankParameter(
             name=name,
-            numel=prod(shape) // (layout.tensor if _is_split(name) else 1),
-            num_bytes=4 if _FLOAT32.search(name) else BYTES[recipe.train.precision],
-            is_trained=name in low_rank or not recipe.lora.rank,
-            is_copied=layout.num_stages > 1 and name.startswith(_ON_EVERY_STAGE),
+            numel=prod(shape) // (tensor if _is_split(name) else 1),
+            num_bytes=4 if _FLOAT32.search(name) else BYTES[precision],
+            is_trained=name in low_rank or not lora.rank,
+            is_copied=has_copies and name.startswith(_ON_EVERY_STAGE),
             is_split=_is_split(name),
         )
         for name, shape in shapes.items()
         if _is_on(name, stage)
-    ]
+    )
 
 
 def pack_buffers(
