@@ -8,36 +8,38 @@ from typing import Any
 from rich.console import Console
 
 from sama_mega.commands.tables import plain_table
+from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
-from sama_mega.observe.gpu_kinds import GpuKind
 from sama_mega.parallel.layout import Layout
+from sama_mega.planner.foot_guns import Cluster
+from sama_mega.planner.layouts import best_layout
 from sama_mega.planner.rank_time import PARTS
-from sama_mega.planner.scaling import GPU_COUNTS, Choose, ScalingRow, own_degrees, scaling_assumptions, simulate_scaling
+from sama_mega.planner.scaling import GPU_COUNTS, ScalingRow, scaling_assumptions, simulate_scaling
 
 _WIDTH = 150
 _SHOWN_SHARE = 0.05
 
 
-def print_scaling(
-    recipe: Recipe,
-    gpu: GpuKind,
-    gpus_per_node: int,
-    gpu_counts: Sequence[int] = GPU_COUNTS,
-    choose: Choose = own_degrees,
-) -> dict[str, Any]:
-    """Simulates a recipe's scaling and prints tables and assumptions.
+def print_scaling(recipe: Recipe, cluster: Cluster, gpu_counts: Sequence[int] = GPU_COUNTS) -> dict[str, Any]:
+    """Simulates a recipe's scaling, in the fastest layout that fits each number of GPUs; prints tables and assumptions.
 
     Args:
         recipe: The recipe.
-        gpu: What it runs on.
-        gpus_per_node: Ranks of a node.
+        cluster: Its GPUs.
         gpu_counts: Ascending.
-        choose: Picks degrees for a number of GPUs.
 
     Returns:
         The same for `--json`.
     """
-    rows = simulate_scaling(recipe, gpu, gpus_per_node, gpu_counts, choose)
+    gpu, gpus_per_node = cluster.gpu, cluster.gpus_per_node
+
+    def fastest(wanted: Recipe, num_gpus: int) -> tuple[Recipe, Layout]:
+        best = best_layout(wanted, num_gpus, gpu, gpus_per_node, cluster.limit_gib)
+        if best is None:
+            raise ConfigError(f"no layout fits {cluster.limit_gib:g} GiB")
+        return best.recipe, best.layout
+
+    rows = simulate_scaling(recipe, gpu, gpus_per_node, gpu_counts, fastest)
     assumptions = scaling_assumptions(gpu, recipe.train.precision)
     console = Console() if Console().is_terminal else Console(width=_WIDTH)
     titles = {"strong": "the recipe's batch on more GPUs", "weak": "a batch that grows with the GPUs"}

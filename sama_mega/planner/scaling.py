@@ -85,7 +85,8 @@ def scaling_assumptions(gpu: GpuKind, precision: str) -> list[str]:
         *describe_rates(gpu, precision),
         "every sample is of the largest bucket, every clip of data.max_frames; samples are dealt as a run deals them",
         f"pretrained encoders by their operations, prompts of {PROMPT_TOKENS} tokens, shared evenly by a copy's ranks",
-        "weak scaling multiplies the samples of a step by the GPUs: how that trains is another question",
+        "weak scaling keeps the degrees of the fewest GPUs and multiplies the samples of a step: how that trains is "
+        "another question",
     ]
 
 
@@ -93,13 +94,24 @@ def _scale(
     recipe: Recipe, gpu: GpuKind, gpus_per_node: int, gpu_counts: Sequence[int], choose: Choose, mode: Mode
 ) -> list[ScalingRow]:
     rows: list[ScalingRow] = []
-    first: ScalingRow | None = None
+    first: StepTime | None = None
     for num_gpus in gpu_counts:
-        asked = recipe if mode == "strong" or first is None else _with_more_samples(recipe, num_gpus / first.num_gpus)
-        row = _row(asked, gpu, gpus_per_node, num_gpus, choose, mode, first)
-        first = first or (row if row.time else None)
+        row, chosen = _row(recipe, gpu, gpus_per_node, num_gpus, choose, mode, first)
         rows.append(row)
+        if first is None and row.time is not None and chosen is not None:
+            first = row.time
+            if mode == "weak":
+                choose = _grow(chosen, num_gpus)
     return rows
+
+
+def _grow(recipe: Recipe, num_gpus: int) -> Choose:
+    """More copies of the model as it is spread over the first number of GPUs, and samples for them."""
+
+    def choose(_: Recipe, wanted: int) -> tuple[Recipe, Layout]:
+        return own_degrees(_with_more_samples(recipe, wanted / num_gpus), wanted)
+
+    return choose
 
 
 def _row(
@@ -109,20 +121,25 @@ def _row(
     num_gpus: int,
     choose: Choose,
     mode: Mode,
-    first: ScalingRow | None,
-) -> ScalingRow:
-    num_samples = recipe.data.images_per_step + recipe.data.videos_per_step
+    first: StepTime | None,
+) -> tuple[ScalingRow, Recipe | None]:
+    """A row, and the recipe with the degrees that were chosen."""
     try:
         chosen, layout = choose(recipe, num_gpus)
     except ConfigError as error:
-        return ScalingRow(mode, num_gpus, None, num_samples, None, None, str(error))
+        return ScalingRow(mode, num_gpus, None, _num_samples(recipe), None, None, str(error)), None
+    num_samples = _num_samples(chosen)
     if num_samples < samples_needed_per_rank(chosen.parallel) * layout.data:
         problem = too_few_samples(chosen.parallel, num_samples, layout.data)
-        return ScalingRow(mode, num_gpus, layout, num_samples, None, None, problem)
+        return ScalingRow(mode, num_gpus, layout, num_samples, None, None, problem), None
     time = predict_step_time(chosen, layout, gpu, gpus_per_node)
-    base = time if first is None or first.time is None else first.time
+    base = first or time
     efficiency = (time.tokens_per_second / time.num_gpus) / (base.tokens_per_second / base.num_gpus)
-    return ScalingRow(mode, num_gpus, layout, num_samples, time, efficiency, None)
+    return ScalingRow(mode, num_gpus, layout, num_samples, time, efficiency, None), chosen
+
+
+def _num_samples(recipe: Recipe) -> int:
+    return recipe.data.images_per_step + recipe.data.videos_per_step
 
 
 def _with_more_samples(recipe: Recipe, times: float) -> Recipe:
