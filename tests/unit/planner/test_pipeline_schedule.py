@@ -24,7 +24,7 @@ def test_a_slow_stage_sets_the_pace() -> None:
 def test_a_long_micro_batch_among_short_ones() -> None:
     forward = [[1.0, 1.0, 9.0, 1.0]] * 2
     backward = [[2.0, 2.0, 18.0, 2.0]] * 2
-    # By hand: 1 ahead of the second stage, which then works without a rest until the long one's forward pass is due.
+    # Between no idling at all and waiting once for a whole long micro-batch.
     total = simulate_1f1b(forward, backward)
     assert 36 < total < 36 + 9 + 18
     assert total > simulate_1f1b([forward[0]], [backward[0]])
