@@ -18,6 +18,9 @@ from sama_mega.planner.workload import Workload, plan_workload
 RECOMPUTE_MODES = ("none", "selective", "selective_ffn", "full")
 """From the fastest to the smallest."""
 
+HEADROOM_SHARE = 0.05
+"""Of a GPU's memory that a suggested layout leaves free: the prediction may be that wrong, and clips differ."""
+
 _LARGEST_CONTEXT, _LARGEST_PIPELINE = 64, 16
 _MOST_GPUS_TRIED = 8192
 
@@ -44,7 +47,7 @@ class Candidate:
 def fitting_layouts(
     recipe: Recipe, num_gpus: int, gpu: GpuKind, gpus_per_node: int, limit_gib: float
 ) -> list[Candidate]:
-    """Every layout that fits, each with the least recompute that does, the fastest first.
+    """Every layout that fits with room to spare, each with the least recompute that does, the fastest first.
 
     `resolve_layout` judges which are allowed; besides, tensor ranks stay inside a node, every data rank gets a sample,
     and stages are as even as can be. The average of the weights goes to the host where nothing fits otherwise.
@@ -54,11 +57,11 @@ def fitting_layouts(
         num_gpus: All of them are used.
         gpu: Gives the times.
         gpus_per_node: Ranks of a node.
-        limit_gib: Memory of a GPU.
+        limit_gib: Memory of a GPU, of which HEADROOM_SHARE stays free.
     """
-    found = []
+    found, room = [], (1 - HEADROOM_SHARE) * limit_gib
     for degrees in _degrees(recipe, num_gpus, gpus_per_node):
-        fitted = _least_recompute(_with_degrees(recipe, degrees), num_gpus, limit_gib)
+        fitted = _least_recompute(_with_degrees(recipe, degrees), num_gpus, room)
         if fitted is not None:
             changed, layout, work, memory = fitted
             step = predict_step_time(changed, layout, gpu, gpus_per_node, work)
