@@ -101,6 +101,9 @@ def check(
         Path | None, typer.Option(metavar="FILE", help="Your own GPUs, like slurm/gpus.yaml (or $SAMA_MEGA_GPUS).")
     ] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Ranks on a node: warn of groups that span nodes.")] = 8,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Also simulate 8 to 4,096 GPUs, each in the fastest layout that fits.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Validate and plan a recipe for any number of GPUs, without one: layout, memory by part, step time, what fits."""
@@ -108,7 +111,9 @@ def check(
     from sama_mega.commands.check_plan import GpuRequest
 
     request = GpuRequest(gpu, gpu_memory_gib, gpu_table, gpus_per_node)
-    raise typer.Exit(command.run(recipe, overrides or [], num_ranks=gpus, as_json=as_json, request=request))
+    raise typer.Exit(
+        command.run(recipe, overrides or [], num_ranks=gpus, as_json=as_json, request=request, scaling=scaling)
+    )
 
 
 @app.command()

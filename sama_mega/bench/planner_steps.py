@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -117,8 +117,8 @@ def _samples(configuration: Configuration, data_rank: int) -> StepSamples:
         return Sample(f"sample {slot}", slot, 0, slot, kind, plan.task, source, target, plan, f"make it {slot}", "")
 
     images, videos = configuration.images, configuration.videos
-    kinds: Sequence[Kind] = ["image"] * images + ["video"] * videos
-    own = [slot for slot in range(images + videos) if slot % configuration.data == data_rank]
+    kinds: list[Kind] = ["image" if slot < images else "video" for slot in range(images + videos)]
+    own = [slot for slot in range(len(kinds)) if slot % configuration.data == data_rank]
     return StepSamples(0, [sample(slot, kinds[slot]) for slot in own], len(kinds), images)
 
 

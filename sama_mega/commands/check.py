@@ -9,8 +9,17 @@ from pathlib import Path
 
 from sama_data.manifest import load_manifest
 from sama_kernels.dispatch import require_built
-from sama_mega.commands.check_plan import GpuRequest, make_plan, print_plan, refuse_misfit, report_plan, require_layout
+from sama_mega.commands.check_plan import (
+    GpuRequest,
+    Plan,
+    make_plan,
+    print_plan,
+    refuse_misfit,
+    report_plan,
+    require_layout,
+)
 from sama_mega.commands.check_report import bucket_tokens, print_recipe
+from sama_mega.commands.check_scaling import print_scaling
 from sama_mega.config import Recipe, load_recipe
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import BUILT_IN_ENCODERS, DataRecipe, EncodersRecipe
@@ -21,6 +30,7 @@ from sama_mega.parallel.layout import (
     samples_needed_per_rank,
     too_few_samples,
 )
+from sama_mega.planner.foot_guns import Cluster
 
 DEFAULT_GPUS_PER_NODE = 8
 
@@ -61,6 +71,7 @@ def run(
     num_ranks: int | None = None,
     as_json: bool = False,
     request: GpuRequest | None = None,
+    scaling: bool = False,
 ) -> int:
     """Validate a recipe and print its layout, its memory and step time, layouts that fit, and warnings.
 
@@ -70,6 +81,7 @@ def run(
         num_ranks: Ranks to plan for; None takes the fewest that the recipe's degrees allow.
         as_json: Whether the last line of stdout is one JSON object.
         request: What is known of the GPUs.
+        scaling: Whether to simulate 8 to 4,096 of them.
 
     Returns:
         Exit status 0.
@@ -89,6 +101,7 @@ def run(
     warnings = [finding.text for finding in found.findings] + [foot_gun.text for foot_gun in plan.foot_guns]
     for warning in warnings:
         print(f"warning    {warning}")
+    simulated = {"scaling": print_scaling(loaded, _named_cluster(plan))} if scaling else {}
     if as_json:
         report = {
             "ok": plan.fits,
@@ -97,7 +110,7 @@ def run(
             "samples": found.samples,
             "warnings": warnings,
         }
-        print(json.dumps(report | report_plan(plan)))
+        print(json.dumps(report | report_plan(plan) | simulated))
     refuse_misfit(loaded, found.layout, plan)
     return 0
 
@@ -150,6 +163,12 @@ def examine(
     samples, findings = count(recipe.data)
     findings = [*findings, *_other_findings(recipe, layout), *_node_findings(recipe, layout, gpus_per_node)]
     return Examination(layout, samples, findings)
+
+
+def _named_cluster(plan: Plan) -> Cluster:
+    if plan.cluster is None:
+        raise ConfigError("--scaling needs a kind of GPU, and train.precision float32 means CPU ranks: give --gpu H200")
+    return plan.cluster
 
 
 def _stop(key: str, text: str) -> Finding:

@@ -216,7 +216,7 @@ def ends_passes(recipe: Recipe, layout: Layout, batch: MicroBatchShape, stage: S
     """
     model, samples = recipe.model, batch.num_samples
     patch, shards = math.prod(model.patch_size), batch.num_shards
-    per_sample = model.text_length * (model.text_dim + model.dim) * model.dim
+    per_sample: float = model.text_length * (model.text_dim + model.dim) * model.dim
     per_sample += (model.time_features + model.dim + 6 * model.dim / layout.tensor) * model.dim
     moved_tokens = 0.0
     if stage.is_first:
