@@ -11,7 +11,8 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.observe.gpu_kinds import GpuKind
 from sama_mega.parallel.layout import Layout, resolve_layout, samples_needed_per_rank
-from sama_mega.planner.memory import GIB, MemoryPlan, predict_memory
+from sama_mega.planner.encoder_memory import encoder_weight_bytes
+from sama_mega.planner.memory import GIB, RUNTIME_BYTES, MemoryPlan, predict_memory
 from sama_mega.planner.step_time import StepTime, predict_step_time
 from sama_mega.planner.workload import Workload, plan_workload
 
@@ -22,7 +23,7 @@ HEADROOM_SHARE = 0.05
 """Of a GPU's memory that a suggested layout leaves free: the prediction may be that wrong, and clips differ."""
 
 _LARGEST_CONTEXT, _LARGEST_PIPELINE = 64, 16
-_MOST_GPUS_TRIED = 8192
+_MOST_GPUS_TRIED = 4096
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def fewest_gpus(
     recipe: Recipe, more_than: int, gpu: GpuKind, gpus_per_node: int, limit_gib: float
 ) -> tuple[int, Candidate] | None:
     """The smallest doubling of a number of GPUs on which a layout fits, with the fastest one there."""
+    if RUNTIME_BYTES + sum(encoder_weight_bytes(recipe).values()) > limit_gib * GIB:
+        return None  # What no layout splits.
     num_gpus = 2 * more_than
     while num_gpus <= _MOST_GPUS_TRIED:
         found = best_layout(recipe, num_gpus, gpu, gpus_per_node, limit_gib)

@@ -38,7 +38,7 @@ def test_a_recipe_that_fits(repo_root: Path, capsys: pytest.CaptureFixture[str])
 
 def test_what_does_not_fit_is_refused_with_what_does(repo_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = repo_root / "recipes/wan14b_stage1.yaml"
-    with pytest.raises(ConfigError, match="does not fit.*the nearest layouts of 8 GPUs that fit: ") as refused:
+    with pytest.raises(ConfigError, match=r"does not fit.*the nearest layouts of 8 GPUs that fit: ") as refused:
         run(recipe, "parallel.tensor=1", gpus=8)
     report = last_line(capsys)
     assert not report["ok"] and not report["fits"]

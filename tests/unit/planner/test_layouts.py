@@ -76,7 +76,7 @@ def keys(recipe: Recipe, num_gpus: int) -> dict[str, str]:
 
 
 FOOT_GUNS: list[tuple[str, str, list[str], str, str]] = [
-    ("parallel.tensor", "1_3b", ["parallel.tensor=1", "model.num_layers=150"], "split them", ""),
+    ("parallel.tensor", "1_3b", ["parallel.tensor=1", "model.num_layers=200"], "split them", ""),
     ("train.recompute", "14b", [], "train.recompute=", "train.recompute=none"),
     ("parallel.sequence", "14b", ["parallel.sequence=false"], "use parallel.sequence=true", ""),
     ("parallel.context", "14b", ["parallel.context=2", "data.videos_per_step=0"], "use parallel.context=1", ""),
