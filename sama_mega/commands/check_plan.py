@@ -98,11 +98,9 @@ def require_layout(recipe: Recipe, num_ranks: int, request: GpuRequest) -> Layou
             raise
         fitting = fitting_layouts(recipe, num_ranks, cluster.gpu, cluster.gpus_per_node, cluster.limit_gib)
         if not fitting:
-            raise
-        raise ConfigError(
-            f"{error}; the nearest layouts of {_gpus(num_ranks)} that fit a {cluster.gpu_name}: "
-            f"{_typed(nearest_first(recipe, fitting)[:_SUGGESTED])}"
-        ) from None
+            raise ConfigError(f"{error}; {_nothing_fits(recipe, num_ranks, cluster)}") from None
+        near = _typed(nearest_first(recipe, fitting)[:_SUGGESTED])
+        raise ConfigError(f"{error}; the nearest layouts of {_gpus(num_ranks)} that fit: {near}") from None
 
 
 def find_cluster(recipe: Recipe, request: GpuRequest) -> Cluster | None:
@@ -186,13 +184,16 @@ def refuse_misfit(recipe: Recipe, layout: Layout, plan: Plan) -> None:
     if plan.suggestions:
         near = _typed(plan.suggestions)
         raise ConfigError(f"{what}: the nearest layouts of {_gpus(num_gpus)} that fit: {near}")
+    raise ConfigError(f"{what}: {_nothing_fits(recipe, num_gpus, cluster)}")
+
+
+def _nothing_fits(recipe: Recipe, num_gpus: int, cluster: Cluster) -> str:
+    """What to do where no layout of so many GPUs fits."""
     more = fewest_gpus(recipe, num_gpus, cluster.gpu, cluster.gpus_per_node, cluster.limit_gib)
     if more is None:
-        raise ConfigError(f"{what}: no layout of any number of such GPUs fits: use smaller micro-batches or clips")
-    raise ConfigError(
-        f"{what}: no layout of {_gpus(num_gpus)} fits; the nearest takes {more[0]} GPUs: --gpus {more[0]} "
-        f"{' '.join(more[1].overrides)}".rstrip()
-    )
+        return f"no layout of any number of GPUs fits {cluster.limit_gib:g} GiB: the frozen encoders alone may be too large"
+    typed = " ".join((f"--gpus {more[0]}", *more[1].overrides))
+    return f"no layout of {_gpus(num_gpus)} fits; the nearest takes {more[0]:,} GPUs: {typed}"
 
 
 def _describe_gpu(plan: Plan) -> str:
@@ -206,7 +207,7 @@ def _describe_gpu(plan: Plan) -> str:
 def _limit(plan: Plan) -> str:
     assert plan.cluster is not None
     assumed = " (assumed)" if plan.is_assumed else ""
-    return f"the {plan.cluster.gpu_name}{assumed} has {plan.cluster.limit_gib:g}"
+    return f"the {plan.cluster.gpu_name}{assumed} has {plan.cluster.limit_gib:g} GiB"
 
 
 def _verdict(plan: Plan) -> str:
