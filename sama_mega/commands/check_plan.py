@@ -11,7 +11,15 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.observe.gpu_kinds import load_gpu_kinds
 from sama_mega.parallel.layout import Layout, resolve_layout
 from sama_mega.planner.foot_guns import Cluster, FootGun, find_foot_guns
-from sama_mega.planner.layouts import HEADROOM_SHARE, Candidate, fewest_gpus, fitting_layouts, nearest_first
+from sama_mega.planner.layouts import (
+    HEADROOM_SHARE,
+    MOST_GPUS_TRIED,
+    Candidate,
+    fewest_gpus,
+    fitting_layouts,
+    nearest_first,
+    unsplit_gib,
+)
 from sama_mega.planner.memory import GIB, MemoryPlan, predict_memory
 from sama_mega.planner.rank_time import PARTS
 from sama_mega.planner.step_time import StepTime, predict_step_time
@@ -191,7 +199,10 @@ def _nothing_fits(recipe: Recipe, num_gpus: int, cluster: Cluster) -> str:
     """What to do where no layout of so many GPUs fits."""
     more = fewest_gpus(recipe, num_gpus, cluster.gpu, cluster.gpus_per_node, cluster.limit_gib)
     if more is None:
-        return f"no layout of any number of GPUs fits {cluster.limit_gib:g} GiB: the frozen encoders alone may be too large"
+        return (
+            f"no layout of up to {MOST_GPUS_TRIED:,} GPUs fits {cluster.limit_gib:g} GiB, of which CUDA and the frozen "
+            f"encoders take {unsplit_gib(recipe):.1f} on every GPU"
+        )
     typed = " ".join((f"--gpus {more[0]}", *more[1].overrides))
     return f"no layout of {_gpus(num_gpus)} fits; the nearest takes {more[0]:,} GPUs: {typed}"
 

@@ -23,7 +23,8 @@ HEADROOM_SHARE = 0.05
 """Of a GPU's memory that a suggested layout leaves free: the prediction may be that wrong, and clips differ."""
 
 _LARGEST_CONTEXT, _LARGEST_PIPELINE = 64, 16
-_MOST_GPUS_TRIED = 4096
+MOST_GPUS_TRIED = 4096
+"""By `fewest_gpus`."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,20 @@ def fewest_gpus(
     recipe: Recipe, more_than: int, gpu: GpuKind, gpus_per_node: int, limit_gib: float
 ) -> tuple[int, Candidate] | None:
     """The smallest doubling of a number of GPUs on which a layout fits, with the fastest one there."""
-    if RUNTIME_BYTES + sum(encoder_weight_bytes(recipe).values()) > limit_gib * GIB:
-        return None  # What no layout splits.
+    if unsplit_gib(recipe) > limit_gib:
+        return None
     num_gpus = 2 * more_than
-    while num_gpus <= _MOST_GPUS_TRIED:
+    while num_gpus <= MOST_GPUS_TRIED:
         found = best_layout(recipe, num_gpus, gpu, gpus_per_node, limit_gib)
         if found is not None:
             return num_gpus, found
         num_gpus *= 2
     return None
+
+
+def unsplit_gib(recipe: Recipe) -> float:
+    """What no layout splits: CUDA, libraries and the frozen encoders."""
+    return (RUNTIME_BYTES + sum(encoder_weight_bytes(recipe).values())) / GIB
 
 
 def _degrees(recipe: Recipe, num_gpus: int, gpus_per_node: int) -> Iterator[dict[str, Any]]:
