@@ -188,11 +188,12 @@ def _measure_on_cpu(case: MemoryCase, context: ParallelContext) -> _Measured:
     counter = HeldBytes()
     with counter:
         state = build_train_state(case.recipe, context, initialize=False)
-        # What building held for a while is over before the first step.
+        # The optimizer makes its moments in the first step, after that step's peak.
+        for _ in _step(case, state, context):
+            pass
         gc.collect()
         counter.peak = before = counter.held
-        for loss in _step(case, state, context):
-            del loss
+        for _ in _step(case, state, context):
             kept = counter.held - before
     del state
     gc.collect()
@@ -204,6 +205,8 @@ def _measure_on_gpu(case: MemoryCase, context: ParallelContext) -> int:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     state = build_train_state(case.recipe, context, initialize=False)
+    for _ in _step(case, state, context):
+        pass
     torch.cuda.reset_peak_memory_stats()
     for _ in _step(case, state, context):
         pass

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from sama_mega.bench.held_bytes import HeldBytes
 from sama_mega.bench.planner_memory import grid, measure_case, predict_kept
 from sama_mega.config import Recipe, build_recipe, load_recipe
 from sama_mega.model import ModelInput, build_model
+from sama_mega.parallel import runtime
 from sama_mega.parallel.cpu_shim import install_cpu_shim
 from sama_mega.parallel.layout import Layout, resolve_layout
 from sama_mega.parallel.runtime import ParallelContext, form_groups, start_parallel, stop_parallel
@@ -64,8 +66,15 @@ def one_of(recipe: Recipe, num_ranks: int, rank: int = 0) -> Iterator[ParallelCo
     """One rank of a world whose others do not exist: its messages arrive as they left."""
     install_cpu_shim()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
+    own_group = runtime._own_group
+
+    def fake_group(*given: Any, **options: Any) -> Any:
+        return own_group(*given, **options | {"backend": "fake"})
+
     try:
-        yield form_groups(resolve_layout(recipe, num_ranks), torch.device("cpu"), seed=0)
+        with patch.object(runtime, "_own_group", fake_group):
+            context = form_groups(resolve_layout(recipe, num_ranks), torch.device("cpu"), seed=0)
+        yield context
     finally:
         stop_parallel()
 
