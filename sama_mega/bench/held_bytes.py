@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class HeldBytes(TorchDispatchMode):
         peak: The most so far.
     """
 
-    def __init__(self, known: list[Tensor]) -> None:
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
         """What `known` tensors refer to is not counted."""
         super().__init__()
         self._known = {tensor.untyped_storage()._cdata for tensor in known}

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from sama_data.manifest import load_manifest
 from sama_kernels.dispatch import require_built
-from sama_mega.commands.check_plan import GpuRequest, Plan, make_plan, print_plan, refuse_misfit, report_plan
+from sama_mega.commands.check_plan import (
+    GpuRequest,
+    Plan,
+    make_plan,
+    print_plan,
+    refuse_misfit,
+    report_plan,
+    require_layout,
+)
 from sama_mega.commands.check_report import bucket_tokens, print_recipe
 from sama_mega.commands.check_scaling import print_scaling
 from sama_mega.config import Recipe, load_recipe
@@ -83,7 +91,9 @@ def run(
         DataError: A manifest exists but cannot be used.
     """
     loaded, asked = load_recipe(recipe, overrides), request or GpuRequest()
-    found = examine(loaded, num_ranks or fewest_ranks(loaded), asked.gpus_per_node)
+    ranks = num_ranks or fewest_ranks(loaded)
+    require_layout(loaded, ranks, asked)
+    found = examine(loaded, ranks, asked.gpus_per_node)
     plan = make_plan(loaded, found.layout, asked)
     buckets = [bucket_tokens(loaded, width, height) for width, height in loaded.data.buckets]
     print_recipe(str(recipe), loaded, found.layout, buckets, found.samples)
@@ -157,9 +167,7 @@ def examine(
 
 def _named_cluster(plan: Plan) -> Cluster:
     if plan.cluster is None:
-        raise ConfigError(
-            "--scaling needs a kind of GPU, and train.precision float32 means CPU ranks: give --gpu H200"
-        )
+        raise ConfigError("--scaling needs a kind of GPU, and train.precision float32 means CPU ranks: give --gpu H200")
     return plan.cluster
 
 

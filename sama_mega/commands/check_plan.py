@@ -9,9 +9,17 @@ from typing import Any
 from sama_mega.config import Recipe
 from sama_mega.config.errors import ConfigError
 from sama_mega.observe.gpu_kinds import load_gpu_kinds
-from sama_mega.parallel.layout import Layout
+from sama_mega.parallel.layout import Layout, resolve_layout
 from sama_mega.planner.foot_guns import Cluster, FootGun, find_foot_guns
-from sama_mega.planner.layouts import Candidate, fewest_gpus, fitting_layouts, nearest_first
+from sama_mega.planner.layouts import (
+    HEADROOM_SHARE,
+    MOST_GPUS_TRIED,
+    Candidate,
+    fewest_gpus,
+    fitting_layouts,
+    nearest_first,
+    unsplit_gib,
+)
 from sama_mega.planner.memory import GIB, MemoryPlan, predict_memory
 from sama_mega.planner.rank_time import PARTS
 from sama_mega.planner.step_time import StepTime, predict_step_time
@@ -84,6 +92,25 @@ def make_plan(recipe: Recipe, layout: Layout, request: GpuRequest) -> Plan:
     return Plan(cluster, request.name is None, memory, step, fits, best[:_SUGGESTED], foot_guns)
 
 
+def require_layout(recipe: Recipe, num_ranks: int, request: GpuRequest) -> Layout:
+    """The recipe's layout of a number of ranks.
+
+    Raises:
+        ConfigError: It is impossible; names the nearest layouts of so many GPUs that are possible and fit.
+    """
+    try:
+        return resolve_layout(recipe, num_ranks)
+    except ConfigError as error:
+        cluster = find_cluster(recipe, request)
+        if cluster is None:
+            raise
+        fitting = fitting_layouts(recipe, num_ranks, cluster.gpu, cluster.gpus_per_node, cluster.limit_gib)
+        if not fitting:
+            raise ConfigError(f"{error}; {_nothing_fits(recipe, num_ranks, cluster)}") from None
+        near = _typed(nearest_first(recipe, fitting)[:_SUGGESTED])
+        raise ConfigError(f"{error}; the nearest layouts of {_gpus(num_ranks)} that fit: {near}") from None
+
+
 def find_cluster(recipe: Recipe, request: GpuRequest) -> Cluster | None:
     """The GPUs that are meant, or None for CPU ranks.
 
@@ -107,11 +134,12 @@ def print_plan(plan: Plan, layout: Layout) -> None:
     """Prints memory, step time and layouts."""
     print(f"GPU        {_describe_gpu(plan)}")
     where = f", pipeline rank {plan.memory.stage} of {layout.pipeline}" if layout.pipeline > 1 else ""
-    print(f"memory     of one {'GPU' if plan.cluster else 'rank'} in GiB, the one with most{where}")
+    unit, size_of_unit = ("GiB", GIB) if plan.memory.total >= GIB else ("MiB", GIB >> 10)
+    print(f"memory     of one {'GPU' if plan.cluster else 'rank'} in {unit}, the one with most{where}")
     for part, size in plan.memory.parts.items():
         if size:
-            print(f"           {part:<44}{size / GIB:>9.2f}")
-    print(f"           {'total':<44}{plan.memory.total_gib:>9.2f}{_verdict(plan)}")
+            print(f"           {part:<44}{size / size_of_unit:>9.2f}")
+    print(f"           {'total':<44}{plan.memory.total / size_of_unit:>9.2f}{_verdict(plan)}")
     if plan.step is not None:
         _print_step(plan.step)
     if plan.cluster is not None:
@@ -162,15 +190,21 @@ def refuse_misfit(recipe: Recipe, layout: Layout, plan: Plan) -> None:
         f"{plan.memory.bottleneck}, and {_limit(plan)}"
     )
     if plan.suggestions:
-        near = "; or ".join(" ".join(one.overrides) for one in plan.suggestions)
+        near = _typed(plan.suggestions)
         raise ConfigError(f"{what}: the nearest layouts of {_gpus(num_gpus)} that fit: {near}")
+    raise ConfigError(f"{what}: {_nothing_fits(recipe, num_gpus, cluster)}")
+
+
+def _nothing_fits(recipe: Recipe, num_gpus: int, cluster: Cluster) -> str:
+    """What to do where no layout of so many GPUs fits."""
     more = fewest_gpus(recipe, num_gpus, cluster.gpu, cluster.gpus_per_node, cluster.limit_gib)
     if more is None:
-        raise ConfigError(f"{what}: no layout of any number of such GPUs fits: use smaller micro-batches or clips")
-    raise ConfigError(
-        f"{what}: no layout of {_gpus(num_gpus)} fits; the nearest takes {more[0]} GPUs: --gpus {more[0]} "
-        f"{' '.join(more[1].overrides)}".rstrip()
-    )
+        return (
+            f"no layout of up to {MOST_GPUS_TRIED:,} GPUs fits {cluster.limit_gib:g} GiB, of which CUDA and the frozen "
+            f"encoders take {unsplit_gib(recipe):.1f} on every GPU"
+        )
+    typed = " ".join((f"--gpus {more[0]}", *more[1].overrides))
+    return f"no layout of {_gpus(num_gpus)} fits; the nearest takes {more[0]:,} GPUs: {typed}"
 
 
 def _describe_gpu(plan: Plan) -> str:
@@ -184,7 +218,7 @@ def _describe_gpu(plan: Plan) -> str:
 def _limit(plan: Plan) -> str:
     assert plan.cluster is not None
     assumed = " (assumed)" if plan.is_assumed else ""
-    return f"an {plan.cluster.gpu_name}{assumed} has {plan.cluster.limit_gib:g}"
+    return f"the {plan.cluster.gpu_name}{assumed} has {plan.cluster.limit_gib:g} GiB"
 
 
 def _verdict(plan: Plan) -> str:
@@ -192,7 +226,7 @@ def _verdict(plan: Plan) -> str:
         return f"; most of it: {plan.memory.bottleneck}"
     share = plan.memory.total_gib / plan.cluster.limit_gib
     fits = "fits" if plan.fits else "does not fit"
-    return f" of {plan.cluster.limit_gib:g} ({share:.0%}): {fits}; most of it: {plan.memory.bottleneck}"
+    return f" of {plan.cluster.limit_gib:g} GiB ({share:.0%}): {fits}; most of it: {plan.memory.bottleneck}"
 
 
 def _print_step(step: StepTime) -> None:
@@ -206,10 +240,16 @@ def _print_suggestions(plan: Plan, layout: Layout) -> None:
     """Each with what to type after the recipe."""
     order = "the fastest first" if plan.fits else "the nearest first"
     num_gpus = layout.world_size
-    print(f"layouts    of {_gpus(num_gpus)} that fit, {order}{'' if plan.suggestions else ': none'}")
+    none = "" if plan.suggestions else ": none"
+    print(f"layouts    of {_gpus(num_gpus)} that fit with {HEADROOM_SHARE:.0%} to spare, {order}{none}")
     for one in plan.suggestions:
         typed = " ".join(one.overrides) or "(as it is)"
         print(f"           {one.step.seconds:>8.3g} s {one.memory.total_gib:>6.0f} GiB  {typed}")
+
+
+def _typed(candidates: list[Candidate]) -> str:
+    """Their overrides, as they are typed."""
+    return "; or ".join(" ".join(one.overrides) for one in candidates)
 
 
 def _gpus(count: int) -> str:

@@ -11,15 +11,20 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.observe.gpu_kinds import GpuKind
 from sama_mega.parallel.layout import Layout, resolve_layout, samples_needed_per_rank
-from sama_mega.planner.memory import GIB, MemoryPlan, predict_memory
+from sama_mega.planner.encoder_memory import encoder_weight_bytes
+from sama_mega.planner.memory import GIB, RUNTIME_BYTES, MemoryPlan, predict_memory
 from sama_mega.planner.step_time import StepTime, predict_step_time
 from sama_mega.planner.workload import Workload, plan_workload
 
 RECOMPUTE_MODES = ("none", "selective", "selective_ffn", "full")
 """From the fastest to the smallest."""
 
+HEADROOM_SHARE = 0.05
+"""Of a GPU's memory that a suggested layout leaves free: the prediction may be that wrong, and clips differ."""
+
 _LARGEST_CONTEXT, _LARGEST_PIPELINE = 64, 16
-_MOST_GPUS_TRIED = 8192
+MOST_GPUS_TRIED = 4096
+"""By `fewest_gpus`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Candidate:
 def fitting_layouts(
     recipe: Recipe, num_gpus: int, gpu: GpuKind, gpus_per_node: int, limit_gib: float
 ) -> list[Candidate]:
-    """Every layout that fits, each with the least recompute that does, the fastest first.
+    """Every layout that fits with room to spare, each with the least recompute that does, the fastest first.
 
     `resolve_layout` judges which are allowed; besides, tensor ranks stay inside a node, every data rank gets a sample,
     and stages are as even as can be. The average of the weights goes to the host where nothing fits otherwise.
@@ -54,11 +59,11 @@ def fitting_layouts(
         num_gpus: All of them are used.
         gpu: Gives the times.
         gpus_per_node: Ranks of a node.
-        limit_gib: Memory of a GPU.
+        limit_gib: Memory of a GPU, of which HEADROOM_SHARE stays free.
     """
-    found = []
+    found, room = [], (1 - HEADROOM_SHARE) * limit_gib
     for degrees in _degrees(recipe, num_gpus, gpus_per_node):
-        fitted = _least_recompute(_with_degrees(recipe, degrees), num_gpus, limit_gib)
+        fitted = _least_recompute(_with_degrees(recipe, degrees), num_gpus, room)
         if fitted is not None:
             changed, layout, work, memory = fitted
             step = predict_step_time(changed, layout, gpu, gpus_per_node, work)
@@ -91,13 +96,20 @@ def fewest_gpus(
     recipe: Recipe, more_than: int, gpu: GpuKind, gpus_per_node: int, limit_gib: float
 ) -> tuple[int, Candidate] | None:
     """The smallest doubling of a number of GPUs on which a layout fits, with the fastest one there."""
+    if unsplit_gib(recipe) > limit_gib:
+        return None
     num_gpus = 2 * more_than
-    while num_gpus <= _MOST_GPUS_TRIED:
+    while num_gpus <= MOST_GPUS_TRIED:
         found = best_layout(recipe, num_gpus, gpu, gpus_per_node, limit_gib)
         if found is not None:
             return num_gpus, found
         num_gpus *= 2
     return None
+
+
+def unsplit_gib(recipe: Recipe) -> float:
+    """What no layout splits: CUDA, libraries and the frozen encoders."""
+    return (RUNTIME_BYTES + sum(encoder_weight_bytes(recipe).values())) / GIB
 
 
 def _degrees(recipe: Recipe, num_gpus: int, gpus_per_node: int) -> Iterator[dict[str, Any]]:
