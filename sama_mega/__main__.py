@@ -130,13 +130,30 @@ def check(
         int | None,
         typer.Option(min=1, help="Ranks to plan for (default: the fewest that the degrees allow)."),
     ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="H100, H200, B200, A100 or yours (default: H200; float32: none)."),
+    ] = None,
+    gpu_memory_gib: Annotated[
+        float | None, typer.Option(min=0.1, help="What a rank may take of a GPU's memory (default: the kind's).")
+    ] = None,
+    gpu_table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your own GPUs, like slurm/gpus.yaml (or $SAMA_MEGA_GPUS).")
+    ] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Ranks on a node: warn of groups that span nodes.")] = 8,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Also simulate 8 to 4,096 GPUs, each in the fastest layout that fits.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Validate a recipe for any number of GPUs, without one; show its layout and sequence lengths."""
+    """Validate and plan a recipe for any number of GPUs, without one: layout, memory by part, step time, what fits."""
     from sama_mega.commands import check as command
+    from sama_mega.commands.check_plan import GpuRequest
 
-    raise typer.Exit(command.run(recipe, overrides or [], num_ranks=gpus, as_json=as_json, gpus_per_node=gpus_per_node))
+    request = GpuRequest(gpu, gpu_memory_gib, gpu_table, gpus_per_node)
+    raise typer.Exit(
+        command.run(recipe, overrides or [], num_ranks=gpus, as_json=as_json, request=request, scaling=scaling)
+    )
 
 
 @app.command()

@@ -19,6 +19,13 @@ FORMULA = (
     "backward 2 times the gemms and 2.5 times the attention; what recompute repeats is not counted"
 )
 """Of one block: B samples of S tokens and L text tokens, width d, f inside the feed-forward."""
+# As torch's FlopCounterMode counts them: for a pixel of 17 frames of 832x480, a token of 512, a frame.
+ENCODER_OPERATIONS_PER_PIXEL = 5.1e6
+"""Of Wan2.1's VAE."""
+ENCODER_OPERATIONS_PER_TOKEN = 9.5e9
+"""Of UMT5-xxl."""
+ENCODER_OPERATIONS_PER_ANCHOR = 6.7e11
+"""Of SigLIP so400m, for one frame."""
 
 
 @dataclass(frozen=True)
