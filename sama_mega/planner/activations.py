@@ -43,6 +43,7 @@ class BlockSizes:
         num_bytes: e.
         exchanging: Context ranks that exchange heads for tokens.
         gathering: Context ranks that gather keys and values.
+        has_padding: Whether some rank holds padding, which attention does not see.
     """
 
     samples: int
@@ -56,6 +57,7 @@ class BlockSizes:
     num_bytes: int
     exchanging: int
     gathering: int
+    has_padding: bool
 
     @classmethod
     def of(cls, recipe: Recipe, layout: Layout, batch: MicroBatchShape) -> BlockSizes:
@@ -74,6 +76,7 @@ class BlockSizes:
             num_bytes=BYTES[recipe.train.precision],
             exchanging=layout.ulysses,
             gathering=layout.context // layout.ulysses,
+            has_padding=batch.num_padded_tokens > batch.num_tokens,
         )
 
 
@@ -131,7 +134,8 @@ def whole_block_bytes(recipe: Recipe, sizes: BlockSizes, kernels: Kernels) -> in
     Written out, besides: the modulated norms before modulation (2 T d), q and k before their weight (3 U w and R w),
     all float32; in bfloat16 the norms', gates' and q/k norms' inputs are copies in float32 of which the originals go.
 
-    Context ranks: exchanging heads copies v and the output (2 U w); gathering holds everybody's keys and values.
+    Context ranks: exchanging heads copies v and the output (2 U w); gathering holds everybody's keys and values. With
+    padding the projection reads a padded copy of attention's output (U w).
     """
     own, inside, text, d, w = sizes.own, sizes.inside, sizes.text, sizes.dim, sizes.local_dim
     e = sizes.num_bytes
@@ -151,7 +155,7 @@ def whole_block_bytes(recipe: Recipe, sizes: BlockSizes, kernels: Kernels) -> in
 def _context_bytes(sizes: BlockSizes) -> int:
     """`sama_mega/model/context_attention.py`: instead of q, k, v and the output it works on what was sent."""
     values = sizes.inside * sizes.local_dim * sizes.num_bytes
-    held = 2 * values if sizes.exchanging > 1 else 0
+    held = 2 * values if sizes.exchanging > 1 else values if sizes.has_padding else 0
     if sizes.gathering > 1:
         # What q travelled with stays with it; keys alone would go.
         held += 2 * sizes.gathering * values - (0 if sizes.exchanging > 1 else values)

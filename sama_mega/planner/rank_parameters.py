@@ -22,8 +22,8 @@ BYTES = {"float32": 4, "bfloat16": 2}
 _FLOAT32 = re.compile(r"(^|\.)modulation$|^time_embedding\.")
 _ON_EVERY_STAGE = ("text_embedding", "time_embedding")
 _ON_LAST_STAGE = ("head", "semantic_head")
-_COLUMN = re.compile(r"(linear_qkv|cross_attn\.q|linear_kv|linear_in|time_embedding\.projection)\.(weight|bias)$")
-_ROW = re.compile(r"(attn\.o|linear_out)\.weight$")
+_COLUMN = re.compile(r"(linear_qkv|cross_attn\.q|linear_kv|ffn\.linear_in|time_embedding\.projection)\.(weight|bias)$")
+_ROW = re.compile(r"(attn\.o|ffn\.linear_out)\.weight$")
 _BLOCKS = re.compile(r"^blocks\.(\d+)\.")
 _PARAMETER_ALIGNMENT, _BUCKET_ALIGNMENT = 64, 128
 _SMALLEST_BUCKET, _BUCKET_PER_DATA_RANK = 40_000_000, 1_000_000
@@ -87,16 +87,18 @@ def _stage_parameters(
     """Remembered: a search over layouts asks for the same stages many times."""
     low_rank = low_rank_shapes(model, lora)
     shapes = our_shapes(model) | low_rank
+    # As they are registered: what lies behind a stage's copies starts a bucket of its own.
+    in_order = sorted(shapes, key=lambda name: name.startswith("semantic_head"))
     return tuple(
         RankParameter(
             name=name,
-            numel=prod(shape) // (tensor if _is_split(name) else 1),
+            numel=prod(shapes[name]) // (tensor if _is_split(name) else 1),
             num_bytes=4 if _FLOAT32.search(name) else BYTES[precision],
             is_trained=name in low_rank or not lora.rank,
             is_copied=has_copies and name.startswith(_ON_EVERY_STAGE),
             is_split=_is_split(name),
         )
-        for name, shape in shapes.items()
+        for name in in_order
         if _is_on(name, stage)
     )
 

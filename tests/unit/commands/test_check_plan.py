@@ -70,7 +70,7 @@ def test_a_cpu_recipe_is_held_to_no_gpu(repo_root: Path, capsys: pytest.CaptureF
 def test_memory_and_kind_of_ones_own(repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = repo_root / "recipes/wan1_3b_stage1.yaml"
     with pytest.raises(ConfigError, match="needs 22 GiB of every GPU, most of it encoders, and the H200"):
-        run(recipe, gpus=8, request=GpuRequest(memory_gib=16))
+        run(recipe, gpus=8, request=GpuRequest(memory_gib=20))
     with pytest.raises(ConfigError, match=r"--gpu \(H300\) must be in the table of GPUs: use A100, H100, H200, B200"):
         run(recipe, gpus=8, request=GpuRequest("H300"))
     table = tmp_path / "gpus.yaml"

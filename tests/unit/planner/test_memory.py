@@ -144,8 +144,9 @@ def test_a_rank_of_each_layout_keeps_what_was_counted(name: str, mode: str) -> N
 
 
 def test_the_passes_of_one_rank_hold_what_was_counted() -> None:
-    """The calibration's small grid: images and videos, precisions, modes, low rank, written-out attention."""
-    cases = grid("small")
+    """Of the calibration's small grid: images and videos, precisions, modes, low rank, written-out attention."""
+    small = grid("small")
+    cases = [*small[2::5], *small[-3:]]
     context = start_parallel(cases[0].recipe, environ={})
     try:
         for case in cases:
