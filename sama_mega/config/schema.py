@@ -227,9 +227,12 @@ class DiffusionRecipe(Section):
 
 
 class AnchorRecipe(Section):
-    """Semantic anchoring: which frames are anchors, their tokens, and their share of the loss."""
+    """Semantic anchoring: which frames are anchors, their tokens, and their share of the loss.
 
-    num_frames: PositiveInt = 1
+    No anchor frames: no semantic tokens, no modules for them, no semantic loss.
+    """
+
+    num_frames: NonNegativeInt = 1
     local_grid: PositiveInt = 8
     global_token: bool = True
     weight: NonNegativeFloat = 0.1
