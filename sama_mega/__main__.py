@@ -309,6 +309,26 @@ app.command("evaluate")(evaluate_app.evaluate)
 
 
 @app.command()
+def ablation(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The study: worlds, runs, report; gone on with.")],
+    size: Annotated[
+        str, typer.Option(help="cpu (an hour on two cores), or gpu (minutes on one, with more --jobs).")
+    ] = "cpu",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, one process each.")] = 2,
+    overrides: OverridesArgument = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train with and without semantic anchoring and motion alignment on the synthetic world, and compare.
+
+    Run it from the repository's root: it uses recipes/ablation. Killed at any moment, it goes on where it was.
+    """
+    from sama_mega.commands import ablation as command
+
+    raise typer.Exit(command.run(size, out, seeds, jobs, overrides or [], as_json=as_json))
+
+
+@app.command()
 def submit(
     recipe: RecipeArgument,
     overrides: Annotated[

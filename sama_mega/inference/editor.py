@@ -110,7 +110,7 @@ class Editor:
         latents, _ = sample_edit(
             predict,
             self._noise(settings.seed, len(prompts), shape, Stream.SAMPLING_LATENT),
-            self._noise(settings.seed, len(prompts), self._semantic_shape(), Stream.SAMPLING_SEMANTIC),
+            self._semantic_noise(settings.seed, len(prompts)),
             sigmas,
             timesteps,
             settings.guidance,
@@ -124,8 +124,9 @@ class Editor:
     def _noise(self, seed: int, num_clips: int, shape: Sequence[int], stream: Stream) -> Tensor:
         return random_normal_batch(seed, list(range(num_clips)), 0, stream, shape, self._device)
 
-    def _semantic_shape(self) -> tuple[int, int]:
-        return self._recipe.anchor.num_tokens, self._recipe.model.semantic_dim
+    def _semantic_noise(self, seed: int, num_clips: int) -> Tensor | None:
+        shape = self._recipe.anchor.num_tokens, self._recipe.model.semantic_dim
+        return self._noise(seed, num_clips, shape, Stream.SAMPLING_SEMANTIC) if shape[0] else None
 
 
 def pixels_from_frames(frames: Tensor) -> Tensor:

@@ -108,6 +108,52 @@ def score_together(scores: Sequence[EditScores], kinds: Sequence[str]) -> EditSc
     )
 
 
+def temporal_psnr(ours: Tensor, truth: Tensor) -> Tensor:
+    """`psnr` of the differences between neighbouring frames: how well things move and stay as in the truth.
+
+    An error that stands still does not count; flicker and wrong motion do.
+
+    Args:
+        ours: ``[B, 3, T, H, W]``, T at least 2.
+        truth: Same shape.
+
+    Returns:
+        ``[B]`` float32.
+    """
+    return psnr(ours.diff(dim=2), truth.diff(dim=2))
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """Scores of each clip of one kind of edit, in the clips' order.
+
+    Attributes:
+        kind: Kind of edit.
+        success: 1 where the edited region ends closer to the target than to the source, else 0.
+        inside_db: PSNR inside the edit.
+        outside_db: PSNR outside the edit; NaN where an edit changes the whole frame.
+        temporal_db: `temporal_psnr`.
+    """
+
+    kind: str
+    success: list[float]
+    inside_db: list[float]
+    outside_db: list[float]
+    temporal_db: list[float]
+
+
+def score_each_clip(kind: str, edits: Tensor, sources: Tensor, truths: Tensor, masks: Tensor) -> ClipScores:
+    """Scores clips one by one; the arguments are those of `score_edits`."""
+    inside = psnr(edits, truths, masks)
+    return ClipScores(
+        kind=kind,
+        success=(inside > psnr(edits, sources, masks)).float().tolist(),
+        inside_db=inside.tolist(),
+        outside_db=psnr(edits, truths, ~masks).tolist(),
+        temporal_db=temporal_psnr(edits, truths).tolist(),
+    )
+
+
 @dataclass(frozen=True)
 class MotionScores:
     """Mean scores of one pretext task, over the frames that the task is about.

@@ -5,7 +5,7 @@ Shape legend: B clips, T H W frames and size; pixels in [-1, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,15 @@ from sama_mega.config.schema import MotionRecipe
 from sama_mega.inference.editor import SamplingSettings, pixels_from_frames
 from sama_mega.inference.held_out import HELD_OUT_SEED
 from sama_mega.inference.load import OpenCheckpoint
-from sama_mega.inference.scores import EditScores, MotionScores, mean_db, score_edits
+from sama_mega.inference.scores import (
+    ClipScores,
+    EditScores,
+    MotionScores,
+    mean_db,
+    psnr,
+    score_each_clip,
+    score_edits,
+)
 
 BATCH_CLIPS = 16
 MOTION_TASKS = ("cube", "speed", "tube")
@@ -37,6 +45,18 @@ class Example:
 
     label: str
     rows: tuple[tuple[str, Tensor], ...]
+
+
+@dataclass(frozen=True)
+class _Restoration:
+    """Clips of one pretext task; `mask` is the pixels it is about, `baselines` what one gets without a model."""
+
+    prompts: list[str]
+    perturbed: Tensor
+    restored: Tensor
+    truths: Tensor
+    mask: Tensor | None
+    baselines: dict[str, Tensor]
 
 
 class SyntheticSuite:
@@ -85,12 +105,47 @@ class SyntheticSuite:
         rows = (("source", sources[0]), ("edit", edits[0]), ("truth", truths[0]))
         return scores, Example(f"{kind}: {pairs[0].instruction}", rows)
 
+    def score_each_clip(self, kinds: Sequence[str], edited: bool = True) -> Iterator[ClipScores]:
+        """Scores the clips of some kinds of edit one by one.
+
+        A smaller suite has the first clips of a larger one.
+
+        Args:
+            kinds: Which.
+            edited: False scores the sources as they are.
+        """
+        for kind in kinds:
+            first, step = EDIT_KINDS.index(kind), len(EDIT_KINDS)
+            indices = range(first, first + step * self._num_clips, step)
+            pairs = [make_pair(HELD_OUT_SEED, index, self._spec, kind) for index in indices]
+            raw_sources = torch.stack([_pixels(pair.source) for pair in pairs])
+            sources = self._through_codec(raw_sources)
+            prompts = [edit_prompt("video", pair.instruction) for pair in pairs]
+            edits = self._restore(raw_sources, prompts) if edited else sources
+            truths = self._through_codec(torch.stack([_pixels(pair.target) for pair in pairs]))
+            masks = torch.stack([torch.from_numpy(pair.mask) for pair in pairs])
+            yield score_each_clip(kind, edits, sources, truths, masks)
+
+    def restored_db(self, task: str) -> dict[str, list[float]]:
+        """PSNR of each clip of a pretext task: the model's, under ``model``, and what one gets without one, by name."""
+        restoration = self._restore_task(task)
+        ours = {"model": restoration.restored} | restoration.baselines
+        return {name: psnr(clips, restoration.truths, restoration.mask).tolist() for name, clips in ours.items()}
+
     def score_motion(self) -> Iterator[tuple[MotionScores, Example]]:
         """Scores every pretext task against what one gets without a model."""
         for task in MOTION_TASKS:
             yield self._score_task(task)
 
     def _score_task(self, task: str) -> tuple[MotionScores, Example]:
+        done = self._restore_task(task)
+        baselines = {name: mean_db(clips, done.truths, done.mask) for name, clips in done.baselines.items()}
+        model_db = mean_db(done.restored, done.truths, done.mask)
+        scores = MotionScores(task, done.truths.shape[0], model_db, baselines)
+        rows = (("source", done.perturbed[0]), ("restored", done.restored[0]), ("truth", done.truths[0]))
+        return scores, Example(done.prompts[0], rows)
+
+    def _restore_task(self, task: str) -> _Restoration:
         pairs = [make_pair(HELD_OUT_SEED, index, self._spec) for index in range(self._num_clips)]
         motion = _only(task, self._opened.recipe.motion)
         plans = [self._plan(motion, index) for index in range(self._num_clips)]
@@ -101,13 +156,8 @@ class SyntheticSuite:
         prompts = [pretext_prompt(plan, pair.caption) for plan, pair in zip(plans, pairs, strict=True)]
         restored = self._restore(perturbed, prompts, self._spec.num_frames)
         truths = self._through_codec(torch.stack([pixels_from_frames(clip) for clip in frames]))
-        mask = _frames_of_interest(plans, truths)
-        baselines = {
-            name: mean_db(clips, truths, mask) for name, clips in self._baselines(plans, perturbed, truths).items()
-        }
-        scores = MotionScores(task, len(pairs), mean_db(restored, truths, mask), baselines)
-        rows = (("source", perturbed[0]), ("restored", restored[0]), ("truth", truths[0]))
-        return scores, Example(prompts[0], rows)
+        mask, baselines = _frames_of_interest(plans, truths), self._baselines(plans, perturbed, truths)
+        return _Restoration(prompts, perturbed, restored, truths, mask, baselines)
 
     def _plan(self, motion: MotionRecipe, index: int) -> PretextPlan:
         spec = self._spec

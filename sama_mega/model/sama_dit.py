@@ -78,6 +78,8 @@ class ModelInput:
 class SamaDiT(MegatronModule):
     """One pipeline stage (often the whole) of Wan2.1's video DiT over [source | semantic | target].
 
+    Without anchor frames (`anchor.num_frames: 0`) it has no part for semantic tokens and takes none.
+
     The first stage embeds the tokens, the last holds the heads. The embeddings of time and text, which every block
     needs, have a copy on every stage.
 
@@ -102,13 +104,15 @@ class SamaDiT(MegatronModule):
             self.segment_embedding: SegmentEmbedding | None = None
             if recipe.model.roles == "segment":
                 self.segment_embedding = SegmentEmbedding(recipe.model.dim, config, context)
-            self.siglip_feat_mlp = SemanticFeatureMLP(recipe, config, context)
+            if recipe.anchor.num_frames:
+                self.siglip_feat_mlp = SemanticFeatureMLP(recipe, config, context)
         self.text_embedding = copied_to_stages(TextEmbedding(recipe, config, context), stage, context)
         self.time_embedding = copied_to_stages(TimeEmbedding(recipe, config, context), stage, context)
         self.blocks = nn.ModuleDict({str(layer): SamaBlock(recipe, config, context) for layer in stage.layers})
         if stage.is_last:
             self.head = VelocityHead(recipe, config, context)
-            self.semantic_head = SemanticHead(recipe, config, context)
+            if recipe.anchor.num_frames:
+                self.semantic_head = SemanticHead(recipe, config, context)
 
     def set_input_tensor(self, received: Tensor | list[Tensor | None] | None) -> None:
         """Takes what the stage before sent, for the next `forward`; megatron's schedules call it.

@@ -35,7 +35,7 @@ class MicroBatch:
         tasks: What each sample's source went through: a pretext task, or ``edit``.
         latents: ``[B, C, T, H, W]`` float32 clean target.
         source_latents: ``[B, C, Ts, H, W]`` float32 source, perturbed where the task says so.
-        semantic_features: ``[B, M, F]`` float32 of the target's anchor frames.
+        semantic_features: ``[B, M, F]`` float32 of the target's anchor frames; None where there are none.
         text: ``[B, L, text_dim]`` float32.
         weights: ``[B]`` float32 modality weights in the loss.
     """
@@ -46,7 +46,7 @@ class MicroBatch:
     tasks: tuple[str, ...]
     latents: Tensor
     source_latents: Tensor
-    semantic_features: Tensor
+    semantic_features: Tensor | None
     text: Tensor
     weights: Tensor
 
@@ -107,7 +107,7 @@ class Batcher:
 
     def _assemble(self, samples: Sequence[Sample], encoded: Sequence[Tensor]) -> MicroBatch:
         """Puts what `_jobs` gave beside what is known of the samples."""
-        latents, source_latents, semantic_features, text = encoded
+        latents, source_latents, *semantic_features, text = encoded
         weights = torch.tensor([modality_weight(sample.kind, self._recipe) for sample in samples])
         return MicroBatch(
             slots=tuple(sample.slot for sample in samples),
@@ -116,7 +116,7 @@ class Batcher:
             tasks=tuple(sample.task for sample in samples),
             latents=latents,
             source_latents=source_latents,
-            semantic_features=semantic_features,
+            semantic_features=semantic_features[0] if semantic_features else None,
             text=text,
             weights=to_device(weights, self._device),
         )

@@ -160,8 +160,9 @@ class FeatureCacher:
         # A raw clip's source is its target, as long as nothing perturbs it.
         for frames in (clip.target, clip.source) if row.is_edit else (clip.target,):
             self._add("latents", frames, partial(encode.clips, [frames], [None]), features)
-        anchors = encode.anchors_of(clip.target)
-        self._add("semantic", anchors, partial(encode.anchors, [anchors]), features)
+        if self._recipe.anchor.num_frames:
+            anchors = encode.anchors_of(clip.target)
+            self._add("semantic", anchors, partial(encode.anchors, [anchors]), features)
         for prompt in row_prompts(row, self._recipe.motion):
             self._add("text", prompt, partial(encode.prompts, [prompt]), features)
 

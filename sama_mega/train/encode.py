@@ -123,7 +123,7 @@ class SampleEncoder:
 
         Returns:
             A job for each of the targets' latents, the sources' latents, perturbed as planned, the semantic features
-            of the targets' anchor frames, and the text.
+            of the targets' anchor frames (none where there are no such frames), and the text.
         """
         encode, target = self._encode, samples[0].target_frames.shape[:3]
         source = (len(samples[0].plan.frame_indices), *target[1:])
@@ -132,7 +132,7 @@ class SampleEncoder:
         unperturbed = [
             frames if is_unperturbed(sample) else None for sample, frames in zip(samples, sources, strict=True)
         ]
-        anchors = [encode.anchors_of(frames) for frames in targets]
+        anchors = [encode.anchors_of(frames) for frames in targets] if self._num_anchors else []
 
         def encode_targets(places: list[int]) -> Tensor:
             return encode.clips([targets[place] for place in places], [None] * len(places))
@@ -147,12 +147,15 @@ class SampleEncoder:
             return encode.prompts([prompts[place] for place in places])
 
         text_cost = tokens_cost(num_tokens) / len(samples)
-        return [
+        jobs = [
             self._job("latents", targets, encode_targets, encode.latent_shape(*target), pixels_cost(target)),
             self._job("latents", unperturbed, encode_sources, encode.latent_shape(*source), pixels_cost(source)),
-            self._job("semantic", anchors, encode_anchors, encode.semantic_shape, anchors_cost(self._num_anchors)),
-            self._job("text", prompts, encode_prompts, encode.text_shape, text_cost),
         ]
+        if anchors:
+            cost = anchors_cost(self._num_anchors)
+            jobs.append(self._job("semantic", anchors, encode_anchors, encode.semantic_shape, cost))
+        jobs.append(self._job("text", prompts, encode_prompts, encode.text_shape, text_cost))
+        return jobs
 
     def _job(
         self,

@@ -54,16 +54,18 @@ def noise_micro_batch(batch: MicroBatch, schedule: FlowMatchingSchedule, recipe:
     device, backend = batch.latents.device, recipe.kernels.ops
     levels = draw_noise_levels(schedule, seed, indices, epochs, device)
     latents = noise_latents(batch.latents, seed, indices, epochs, levels.sigmas, backend=backend)
-    semantic = noise_semantic_features(
-        batch.semantic_features, seed, indices, epochs, levels.sigmas, recipe.anchor.target, backend=backend
-    )
+    semantic = None
+    if batch.semantic_features is not None:
+        semantic = noise_semantic_features(
+            batch.semantic_features, seed, indices, epochs, levels.sigmas, recipe.anchor.target, backend=backend
+        )
     given = ModelInput(
         noisy_latents=latents.noisy,
         timesteps=levels.timesteps,
         text=batch.text,
         source_latents=batch.source_latents,
-        noisy_semantic=semantic.noisy,
-        semantic_target=semantic.target,
+        noisy_semantic=semantic.noisy if semantic else None,
+        semantic_target=semantic.target if semantic else None,
     )
     return NoisedBatch(given, velocity_target=latents.target, timestep_weights=levels.weights)
 

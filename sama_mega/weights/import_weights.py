@@ -72,6 +72,11 @@ def import_weights(
         raise ConfigError(f"--out ({out}) exists: choose another folder, or delete it")
     with open_source(source_format, path) as source:
         recipe = choose_recipe(source_format, source, recipe_path)
+        if recipe.anchor.num_frames == 0:
+            raise ConfigError(
+                f"--recipe ({recipe_path}): anchor.num_frames is 0, and a checkpoint of imported weights has the parts"
+                " for semantic tokens: set it to 1"
+            )
         fit = require_fit(source_format, source.tensors, recipe, str(path))
         saved = SavedState(
             step=0,

@@ -88,6 +88,11 @@ def open_stored_model(path: Path, weights: Weights) -> StoredModel:
             f"{checkpoint}: model.roles is {recipe.model.roles}: only models with type embeddings (segment) can be"
             " exported, because published code knows no other"
         )
+    if recipe.anchor.num_frames == 0:
+        raise ConfigError(
+            f"{checkpoint}: anchor.num_frames is 0: only models with semantic tokens can be exported, because published"
+            " code knows no other"
+        )
     reader = CheckpointReader(checkpoint)
     prefix = f"{weights}."
     stored = {key.removeprefix(prefix): shape for key, shape in reader.shapes.items() if key.startswith(prefix)}

@@ -109,6 +109,14 @@ def applies(plant: str, degrees: dict[str, Any]) -> bool:
     return bool(has & PLANTS[plant])
 
 
+NO_ANCHORS, SHIFTED_ROPE = {"anchor": {"num_frames": 0}}, {"model": {"roles": "shifted_rope"}}
+OTHER_MODELS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "no anchors, tensor=2": (2, {"tensor": 2}, NO_ANCHORS),
+    "no anchors, pipeline=2": (2, {"pipeline": 2}, NO_ANCHORS),
+    "shifted rope, tensor=2": (2, {"tensor": 2}, SHIFTED_ROPE),
+    "shifted rope, context=2": (2, {"context": 2}, SHIFTED_ROPE),
+}
+"""By label: ranks, degrees, and what the recipe says; each has its own one-rank step."""
 CASES: dict[int, list[tuple[dict[str, Any], str, str | None]]] = {
     ranks: [(degrees, "none", None) for degrees in LAYOUTS[ranks]]
     + [(degrees, mode, None) for degrees in RECOMPUTED[ranks] for mode in ("selective", "selective_ffn", "full")]
@@ -128,12 +136,14 @@ def label(case: tuple[dict[str, Any], str, str | None]) -> str:
 # --- run by the ranks ---------------------------------------------------------------------------------
 
 
-def make_recipe(degrees: dict[str, Any], recompute: str) -> Any:
+def make_recipe(degrees: dict[str, Any], recompute: str, changes: dict[str, Any] | None = None) -> Any:
     from sama_mega.config import build_recipe
     from sama_mega.verify.recipe import verification_recipe
 
     train = {"stage": 0, "steps": 1, "run_folder": "unused", "recompute": recompute, "cpu_threads": 1}
     sections = {"model": MODEL, "anchor": {"local_grid": 2}, "data": {"image_weight": 0.7}, "train": train}
+    for section, values in (changes or {}).items():
+        sections[section] = sections[section] | values
     return verification_recipe(build_recipe(sections, "test"), degrees, None)
 
 
@@ -156,10 +166,12 @@ def run_cases(ranks: int) -> dict[str, Any]:
     truth = run_step(make_recipe({}, "none"), solo_context(context), global_batch(0))
     # What the imports left need not be looked through again at every collection below.
     gc.freeze()
+    todo = [(label(case), make_recipe(*case[:2]), case[2], truth) for case in CASES[ranks]]
+    for name, (_, degrees, changes) in ((name, one) for name, one in OTHER_MODELS.items() if one[0] == ranks):
+        alone = run_step(make_recipe({}, "none", changes), solo_context(context), global_batch(0))
+        todo.append((name, make_recipe(degrees, "none", changes), None, alone))
     reports = {}
-    for case in CASES[ranks]:
-        degrees, recompute, plant = case
-        recipe = make_recipe(degrees, recompute)
+    for name, recipe, plant, expected_step in todo:
         device = context.device
         leave_groups(context)
         # Connections close when nothing refers to them, and a model refers to its groups in cycles.
@@ -171,9 +183,9 @@ def run_cases(ranks: int) -> dict[str, Any]:
             result = run_step(recipe, context, global_batch(0))
         if not context.is_first_rank:
             continue
-        checks = compare_steps(result, truth)
+        checks = compare_steps(result, expected_step)
         expected = None if bug is None else {one.tensor for one in checks if bug.must_break(one.tensor, 4)}
-        reports[label(case)] = Report(tuple(checks), None if expected is None else frozenset(expected))
+        reports[name] = Report(tuple(checks), None if expected is None else frozenset(expected))
     stop_parallel()
     return reports
 
@@ -203,6 +215,16 @@ def test_a_layout_takes_the_step_of_one_rank(ranks: int, name: str, reports: Any
     assert not wrong, wrong[:5]
     # 26 parameters outside the blocks and 21 in each: a gradient and an update of every one, and six losses a step.
     assert len(report.checks) == 2 * 6 + 2 * (26 + 4 * 21)
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_models_without_a_part_take_the_step_of_one_rank(name: str, reports: Any) -> None:
+    report = reports[OTHER_MODELS[name][0]][name]
+    wrong = [(check.tensor, check.error) for check in report.worst_first if not check.passed]
+    assert not wrong, wrong[:5]
+    # Without anchors 10 parameters fewer, semantic MLP and head; without types one.
+    num_parameters = 26 + 4 * 21 - (10 if "no anchors" in name else 1)
+    assert len(report.checks) == 2 * 6 + 2 * num_parameters
 
 
 @pytest.mark.parametrize(("ranks", "name"), parameters(planted=True))

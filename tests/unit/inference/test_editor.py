@@ -92,6 +92,19 @@ def test_the_model_sees_source_prompt_and_falling_timesteps(recipe: Recipe, enco
         assert call["semantic"].shape == (2, 2 * recipe.anchor.tokens_per_anchor, recipe.model.semantic_dim)
 
 
+def test_without_anchor_frames_there_is_nothing_semantic(encoders: Encoders) -> None:
+    bare = tiny_recipe(1, Path("unused"), Path("unused.jsonl"), changes={"anchor.num_frames": 0})
+    seen: list[Tensor | None] = []
+
+    def model(given: ModelInput) -> SimpleNamespace:
+        seen.append(given.noisy_semantic)
+        return SimpleNamespace(velocity=torch.zeros_like(given.noisy_latents), semantic_velocity=None)
+
+    clips = make_clips(1)
+    assert run(bare, encoders, model, clips, steps=2, guidance=2.0).shape == clips.shape
+    assert seen == [None] * 4
+
+
 def test_guidance_asks_twice_and_goes_beyond_the_instruction(recipe: Recipe, encoders: Encoders) -> None:
     negative = encoders.text.encode(["[Video edit]"])
 

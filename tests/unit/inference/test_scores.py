@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sama_mega.inference.scores import PERFECT_DB, EditScores, mean_db, psnr, score_edits, score_together
+from sama_mega.inference.scores import (
+    PERFECT_DB,
+    EditScores,
+    mean_db,
+    psnr,
+    score_each_clip,
+    score_edits,
+    score_together,
+    temporal_psnr,
+)
 
 SHAPE = (4, 3, 5, 6, 8)
 
@@ -110,3 +119,25 @@ def test_several_kinds_together_are_means_over_clips() -> None:
     assert both.unedited_db == pytest.approx((10 * 8.0 + 30 * 12.0) / 40)
     assert both.outside_db == 30.0  # a style has no outside
     assert both.control_success == pytest.approx(0.05)
+
+
+def test_an_error_that_stands_still_is_no_temporal_error() -> None:
+    truth = random_pixels(1)
+    assert temporal_psnr(truth + 0.1, truth).min() > 90
+    flicker = torch.tensor([0.1, -0.1, 0.1, -0.1, 0.1])[:, None, None]
+    # Both are off by 0.1 everywhere; the flicker moves by 0.2 from frame to frame: 10 log10(4 / 0.04).
+    assert psnr(truth + flicker, truth).tolist() == pytest.approx(psnr(truth + 0.1, truth).tolist(), abs=1e-3)
+    assert temporal_psnr(truth + flicker, truth).tolist() == pytest.approx([20.0] * 4, abs=1e-3)
+
+
+def test_clips_one_by_one_have_the_means_of_all() -> None:
+    edits, sources, truths, masks = random_pixels(1), random_pixels(2), random_pixels(3), random_mask(4)
+    edits[:2] = truths[:2] * 0.9
+    masks[3] = True
+    each = score_each_clip("remove", edits, sources, truths, masks)
+    all_of_them = score_edits("remove", edits, edits, sources, truths, masks)
+    assert each.success[:2] == [1.0, 1.0] and np.mean(each.success) == pytest.approx(all_of_them.success)
+    assert np.mean(each.inside_db) == pytest.approx(all_of_them.inside_db)
+    assert math.isnan(each.outside_db[3])
+    assert np.nanmean(each.outside_db) == pytest.approx(all_of_them.outside_db)
+    assert each.temporal_db == temporal_psnr(edits, truths).tolist()

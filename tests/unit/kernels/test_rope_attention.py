@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,10 +26,10 @@ FLOAT32_LIMIT = 3e-6
 """Relative, L2."""
 
 
-def tables(head_dim: int, first_token: int = 0, num_tokens: int | None = None, device: str = "cpu") -> RopeTables:
+def tables(head_dim: int, first_token: int = 0, num_tokens: int | None = None, **options: Any) -> RopeTables:
     """24 source, 5 semantic and 60 target tokens: 89."""
     return build_rope_tables(
-        head_dim, (2, 3, 4), 5, (3, 4, 5), first_token=first_token, num_tokens=num_tokens, device=device
+        head_dim, (2, 3, 4), 5, (3, 4, 5), first_token=first_token, num_tokens=num_tokens, **options
     )
 
 
@@ -109,6 +110,14 @@ def test_output_log_sum_exp_and_every_gradient(backend: str, sizes: tuple[int, i
 def test_a_stretch_of_queries_over_all_keys(backend: str) -> None:
     """A context rank's queries begin in the middle of the sequence."""
     found = found_errors(backend, inputs(40, 89, 1, 2, 32), tables(32, 49, 40), tables(32))
+    assert max(found.values()) < FLOAT32_LIMIT, found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_source_at_later_times(backend: str) -> None:
+    """`model.roles: shifted_rope`: queries of the source's second half and of semantic tokens, over all keys."""
+    shifted = {"source_time_offset": 3}
+    found = found_errors(backend, inputs(17, 89, 1, 1, 32), tables(32, 12, 17, **shifted), tables(32, **shifted))
     assert max(found.values()) < FLOAT32_LIMIT, found
 
 

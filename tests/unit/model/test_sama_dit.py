@@ -33,9 +33,10 @@ LATENTS = (2, 16, 2, 4, 6)
 NUM_SEMANTIC = 5
 
 
-def make_recipe(precision: str = "float32", **model: Any) -> Recipe:
+def make_recipe(precision: str = "float32", num_anchors: int = 1, **model: Any) -> Recipe:
     train = {"stage": 1, "steps": 1, "run_folder": "unused", "precision": precision}
-    return build_recipe({"model": SIZES | {"type_embedding_std": 0.3} | model, "train": train}, "test")
+    sections = {"model": SIZES | {"type_embedding_std": 0.3} | model, "train": train}
+    return build_recipe(sections | {"anchor": {"num_frames": num_anchors}}, "test")
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +166,21 @@ def test_every_parameter_of_an_edit_has_a_gradient(context: ParallelContext) -> 
 
 
 # --- ablations -----------------------------------------------------------------------------------------
+
+
+def test_without_anchor_frames_there_is_no_part_for_semantic_tokens(context: ParallelContext, model: SamaDiT) -> None:
+    [bare] = build_model(make_recipe(num_anchors=0), context)
+    names = {name for name, _ in bare.named_parameters()}
+    missing = {name for name, _ in model.named_parameters()} - names
+    assert {name.split(".")[0] for name in missing} == {"siglip_feat_mlp", "semantic_head"}
+    inputs = edit_inputs()
+    del inputs["noisy_semantic"]
+    output = run(bare, **inputs)
+    assert output.semantic_velocity is None and output.semantic_loss_share is None
+    # Weights are drawn by name: what is left is the same model.
+    assert torch.equal(output.velocity, predict(model, **inputs).velocity)
+    output.velocity.square().mean().backward()
+    assert not [name for name, parameter in bare.named_parameters() if parameter.grad is None]
 
 
 def test_shifted_rope_replaces_the_type_embedding(context: ParallelContext) -> None:

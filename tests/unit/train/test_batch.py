@@ -125,6 +125,14 @@ def test_halving_does_not_wake_an_idle_rank() -> None:
 # --- anchor_frames --------------------------------------------------------------------------------
 
 
+def test_without_anchor_frames_all_else_is_encoded_as_with_them() -> None:
+    samples = [make_sample(slot) for slot in range(2)]
+    bare, batch = (make_batcher(make_recipe(anchor__num_frames=number)).encode(samples) for number in (0, 1))
+    assert bare.semantic_features is None and batch.semantic_features is not None
+    for name in ("latents", "source_latents", "text", "weights"):
+        assert torch.equal(getattr(bare, name), getattr(batch, name))
+
+
 @pytest.mark.parametrize(
     ("num_frames", "num_anchors", "expected"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +202,12 @@ def test_a_config_of_another_model(
     refused(capfd, whole, source_format, folder, *words)
 
 
+def test_a_recipe_without_semantic_tokens(whole: Path, work: Path, capfd: Capture) -> None:
+    write_tiny_recipe(work / "bare/recipe.yaml", {"anchor.num_frames": 0})
+    words = ["bare/recipe.yaml", "anchor.num_frames is 0", "set it to 1"]
+    refused(capfd, work / "bare", "diffusers", whole / "transformer", *words)
+
+
 def test_a_recipe_of_another_size(whole: Path, work: Path, capfd: Capture) -> None:
     folder = copied(whole, work, "transformer")
     refused(capfd, whole, "diffusers", folder, "is of no published size (dim 32", "give --recipe", recipe=False)
@@ -288,3 +295,5 @@ def test_export_names_a_damaged_checkpoint(checkpoint: Path, tmp_path: Path, cap
     )
     (damaged / "recipe.yaml").write_text(recipe.replace("roles: segment", "roles: shifted_rope"))
     export_refused(capfd, damaged, "diffusers", tmp_path / "out", "model.roles is shifted_rope")
+    (damaged / "recipe.yaml").write_text(re.sub(r"num_frames: \d", "num_frames: 0", recipe))
+    export_refused(capfd, damaged, "diffusers", tmp_path / "out", "anchor.num_frames is 0")

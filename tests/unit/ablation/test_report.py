@@ -1,0 +1,88 @@
+"""From every clip's scores to tables and pictures: made-up scores of known differences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sama_mega.ablation.measures import GROUPS, Comparison, compare
+from sama_mega.ablation.tables import READING, markdown
+
+CLIPS = 30
+LABELS = {"baseline": "base", "better": "better", "same": "same"}
+
+
+def rows(rng: np.random.Generator, gain: float, style: bool) -> dict[str, list[float | None]]:
+    clip = 20 + 4 * np.sin(np.arange(CLIPS))
+    noise = rng.normal(0, 0.1, (3, CLIPS))
+    return {
+        "success": [float(index % 3 != 0 or gain > 0) for index in range(CLIPS)],
+        "inside_db": (clip + gain + noise[0]).tolist(),
+        "outside_db": [None] * CLIPS if style else (clip + noise[1]).tolist(),
+        "temporal_db": (clip - gain + noise[2]).tolist(),
+    }
+
+
+def scores(seed: int, gain: float) -> dict[str, Any]:
+    rng = np.random.default_rng([seed, int(10 * gain)])
+    edits = {kind: rows(rng, gain, kind == "style") for kind in ("recolour", "style")}
+    restored = {
+        task: {"model": [20 + gain] * CLIPS, "black": [6.0] * CLIPS, "nearest visible frame": [19.0] * CLIPS}
+        for task in ("cube", "speed", "tube")
+    }
+    unedited = {kind: rows(rng, -8.0, kind == "style") for kind in edits}
+    return {"edits": edits, "zero_shot": edits, "restored": restored, "unedited": unedited, "curve": []}
+
+
+@pytest.fixture(scope="module")
+def comparisons() -> list[Comparison]:
+    gains = {"baseline": 0.0, "better": 1.0, "same": 0.0}
+    results = {
+        name: [scores(seed + 10 * number, gain) for seed in range(3)]
+        for number, (name, gain) in enumerate(gains.items())
+    }
+    return compare(results, resamples=500)
+
+
+def test_differences_are_those_that_were_put_in(comparisons: list[Comparison]) -> None:
+    edits, zero_shot, restored = comparisons
+    assert [cell.difference for cell in edits.cells["baseline"]] == [None] * 4
+    success, inside, outside, temporal = (cell.difference for cell in edits.cells["better"])
+    assert success and inside and outside and temporal
+    assert success.mean == pytest.approx(100 / 3)
+    assert 0.95 < inside.low < 1.0 < inside.high < 1.05 and inside.excludes_zero and inside.seeds_agree
+    assert abs(outside.mean) < 0.05 and -1.05 < temporal.mean < -0.95
+    assert not any(cell.difference.excludes_zero and cell.difference.seeds_agree for cell in zero_shot.cells["same"])
+    assert [cell.difference.mean for cell in restored.cells["better"]] == pytest.approx([1, 1, 1])
+    assert restored.reference == [19, 19, 19]
+    assert edits.reference[1] < 13
+
+
+def test_tables_say_what_is_clear_and_what_is_not(comparisons: list[Comparison]) -> None:
+    text = markdown(comparisons, LABELS)
+    assert text.startswith(READING)
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [group.title for group in GROUPS]
+    lines = text.splitlines()
+    assert "| difference to base | success, % | inside, dB | outside, dB | temporal, dB |" in lines
+    better = next(line for line in lines if line.startswith("| better | **"))
+    assert better.startswith("| better | **+33.3** [+") and "**+1.0" in better and "**-1.0" in better
+    same = [line for line in lines if line.startswith("| same | ")]
+    assert not any("**" in line for line in same[:2])
+    widths = [line.count("|") for line in lines if line.startswith("|")]
+    assert set(widths) == {5, 6}
+
+
+def test_json_has_every_number(comparisons: list[Comparison]) -> None:
+    cell = comparisons[0].as_json()["variants"]["better"]["inside"]
+    assert cell["difference"]["low"] < cell["difference"]["mean"] < cell["difference"]["high"]
+    assert len(cell["value"]["by_seed"]) == 3
+    assert comparisons[0].as_json()["variants"]["baseline"]["inside"]["difference"] is None
+
+
+def test_variants_of_other_clips_are_refused() -> None:
+    short = scores(0, 0.0)
+    short["edits"] = {"recolour": short["edits"]["recolour"]}
+    with pytest.raises(ValueError, match="same clips"):
+        compare({"baseline": [scores(0, 0.0)], "short": [short]})
