@@ -2,14 +2,15 @@
 # make test   all tests but the drills           make test-fast  unit tests, stops at the first failure
 # make test-slurm   the drills: faults on a local Slurm cluster; needs root and, the first time, apt-get
 # make gpu-check   on a machine with a GPU: its tests, and what is measured there
-# make lint   format, style, types, import directions, shell scripts          make format  rewrites
+# make docs   the documentation as a site, build/site/index.html; a broken link is an error
+# make lint   format, style, types, import directions, shell scripts, docs          make format  rewrites
 # Python is $VIRTUAL_ENV's, else ./.venv's, which is made from $BASE_PYTHON.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv install install-dev demo test test-fast test-slurm gpu-check lint format
+.PHONY: help venv install install-dev demo test test-fast test-slurm gpu-check reference docs lint format
 
 BASE_PYTHON ?= python3
 VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
@@ -18,7 +19,7 @@ PYTHON := $(BIN)/python
 # With a GPU the ranges of pyproject.toml decide; without one, versions that are known to work together.
 CONSTRAINTS := $(if $(shell nvidia-smi -L 2>/dev/null),,-c constraints/cpu.txt)
 PIP_INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
-SOURCES := sama_mega kernels data tests setup.py
+SOURCES := sama_mega kernels data tests docs/conf.py setup.py
 SCRIPTS := .ci/run $(wildcard slurm/*.sh)
 
 # A stamp holds the clone that was installed: another clone in the same environment installs itself again.
@@ -30,7 +31,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 endif
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 6
+	@sed -n 's/^# //p' Makefile | head -n 7
 
 venv: $(PYTHON)
 install: $(STAMP)
@@ -53,11 +54,15 @@ $(DEV_STAMP): $(INPUTS)
 demo: $(STAMP)
 	@$(PYTHON) -m sama_mega.commands.demo $(DEMO_ARGS)
 
+# Long files come first in the order of collection; a file stays in one worker.
+TEST_WORKERS ?= 2
+IN_WORKERS := -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+
 test: $(DEV_STAMP)
-	@$(PYTHON) -m pytest $(TEST_ARGS)
+	@$(PYTHON) -m pytest $(IN_WORKERS) $(TEST_ARGS)
 
 test-fast: $(DEV_STAMP)
-	@$(PYTHON) -m pytest tests/unit -x -q -m "not slow" $(TEST_ARGS)
+	@$(PYTHON) -m pytest tests/unit -x -q -m "not slow" $(IN_WORKERS) $(TEST_ARGS)
 
 test-slurm: $(DEV_STAMP)
 	@$(PYTHON) -m pytest tests/slurm -m drill $(TEST_ARGS)
@@ -67,7 +72,15 @@ GPU_PYTHON ?= $(if $(wildcard $(PYTHON)),$(PYTHON),python3)
 gpu-check:
 	@$(GPU_PYTHON) -m tests.gpu.check $(GPU_CHECK_ARGS)
 
-lint: $(DEV_STAMP)
+# The pages that come from the code; tests/unit/commands/test_reference.py holds them to it.
+reference: $(DEV_STAMP)
+	@$(PYTHON) -m sama_mega reference docs
+
+# Every page is read anew (-E), so that no warning is missed; nothing is fetched.
+docs: $(DEV_STAMP)
+	$(BIN)/sphinx-build -q -E -W --keep-going -c docs . build/site
+
+lint: $(DEV_STAMP) docs
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/lint-imports --no-logo

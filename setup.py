@@ -21,5 +21,8 @@ setup(
         "sama_data": "data/sama_data",
         **{f"sama_mega._bundled.{folder}": folder for folder in BUNDLED},
     },
-    package_data={f"sama_mega._bundled.{folder}": patterns for folder, patterns in BUNDLED.items()},
+    package_data={
+        "sama_mega.judged": ["suites/*.yaml"],
+        **{f"sama_mega._bundled.{folder}": patterns for folder, patterns in BUNDLED.items()},
+    },
 )

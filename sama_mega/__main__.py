@@ -1,8 +1,8 @@
 """The command line: `sama-mega`, or `python -m sama_mega`.
 
-Declares commands and options and nothing else (those of `data` and `bench` in `commands/data_app.py` and
-`commands/bench_app.py`): each command imports its module when it runs, so that `--help` costs no torch. Every `run`
-returns the exit status; `main` turns user errors into one line and status 2.
+Declares commands and options and nothing else (those of `data`, `bench` and `evaluate` in `commands/data_app.py`,
+`commands/bench_app.py` and `commands/evaluate_app.py`): each command imports its module when it runs, so that `--help`
+costs no torch. Every `run` returns the exit status; `main` turns user errors into one line and status 2.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 import sama_mega
-from sama_mega.commands import bench_app, data_app
+from sama_mega.commands import bench_app, data_app, evaluate_app
 from sama_mega.commands.options import (
     CheckpointArgument,
     GuidanceOption,
@@ -59,14 +59,54 @@ def _options(
 
 
 @app.command()
-def train(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+def train(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A replay/step-*/report.json: take just that step once more; exit 1 if it is bad again.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Run a recipe; resume where its run folder ends.
 
     One process alone, or as ranks of `torchrun -m sama_mega train ...` or of `srun` with one task per rank.
     """
     from sama_mega.commands import train as command
 
+    if replay is not None:
+        raise typer.Exit(command.run_replay(recipe, replay, overrides or [], as_json=as_json))
     raise typer.Exit(command.run(recipe, overrides or [], as_json=as_json))
+
+
+@app.command()
+def profile(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to trace.")] = 3,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where trace and table go (default: profiles/RECIPE).")
+    ] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Also a snapshot of the GPU's memory.")] = False,
+    ranks: Annotated[Literal["all", "0"], typer.Option(help="Whose steps are traced.")] = "all",
+    nvtx: Annotated[bool, typer.Option("--nvtx", help="For nsys or ncu around it: NVTX ranges, no trace.")] = False,
+    ncu: Annotated[
+        str | None, typer.Option(metavar="KERNEL", help="Read one kernel's counters with Nsight Compute instead.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Trace some training steps for Perfetto, and show where their time goes and how near it comes to the peak.
+
+    Alone, or as ranks like `train`. Keeps nothing of the run, resumes nothing, and starts from random weights.
+    """
+    from sama_mega.commands import profile as command
+
+    options = command.Options(steps, warmup, out, memory, ranks, nvtx, ncu)
+    raise typer.Exit(command.run(recipe, overrides or [], options, as_json=as_json))
 
 
 @app.command("job-ended", hidden=True)
@@ -90,13 +130,30 @@ def check(
         int | None,
         typer.Option(min=1, help="Ranks to plan for (default: the fewest that the degrees allow)."),
     ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="H100, H200, B200, A100 or yours (default: H200; float32: none)."),
+    ] = None,
+    gpu_memory_gib: Annotated[
+        float | None, typer.Option(min=0.1, help="What a rank may take of a GPU's memory (default: the kind's).")
+    ] = None,
+    gpu_table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your own GPUs, like slurm/gpus.yaml (or $SAMA_MEGA_GPUS).")
+    ] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Ranks on a node: warn of groups that span nodes.")] = 8,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Also simulate 8 to 4,096 GPUs, each in the fastest layout that fits.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Validate a recipe for any number of GPUs, without one; show its layout and sequence lengths."""
+    """Validate and plan a recipe for any number of GPUs, without one: layout, memory by part, step time, what fits."""
     from sama_mega.commands import check as command
+    from sama_mega.commands.check_plan import GpuRequest
 
-    raise typer.Exit(command.run(recipe, overrides or [], num_ranks=gpus, as_json=as_json, gpus_per_node=gpus_per_node))
+    request = GpuRequest(gpu, gpu_memory_gib, gpu_table, gpus_per_node)
+    raise typer.Exit(
+        command.run(recipe, overrides or [], num_ranks=gpus, as_json=as_json, request=request, scaling=scaling)
+    )
 
 
 @app.command()
@@ -248,34 +305,7 @@ def export_weights(
     raise typer.Exit(command.run(checkpoint, target_format, out, weights, dtype, lora, as_json=as_json))
 
 
-@app.command()
-def evaluate(
-    checkpoint: CheckpointArgument,
-    suite: Annotated[
-        str, typer.Argument(metavar="SUITE", help="There is one: synthetic, held-out clips of the synthetic world.")
-    ] = "synthetic",
-    weights: WeightsOption = "ema",
-    steps: StepsOption = None,
-    guidance: GuidanceOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Clips at most, per kind of edit.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where pictures and scores go.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Score a checkpoint on a suite of edits whose truth is known."""
-    from sama_mega.commands import evaluate as command
-
-    raise typer.Exit(
-        command.run(
-            checkpoint=checkpoint,
-            suite=suite,
-            weights=weights,
-            steps=steps,
-            guidance=guidance,
-            limit=limit,
-            out=out,
-            as_json=as_json,
-        )
-    )
+app.command("evaluate")(evaluate_app.evaluate)
 
 
 @app.command()
@@ -355,6 +385,16 @@ def submit(
             as_json=as_json,
         )
     )
+
+
+@app.command(hidden=True)
+def reference(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The documentation's folder.")] = Path("docs"),
+) -> None:
+    """Write the pages of the documentation that come from the code: recipes and commands."""
+    from sama_mega.commands import reference as command
+
+    raise typer.Exit(command.run(folder, app))
 
 
 def _is_user_error(error: Exception) -> bool:

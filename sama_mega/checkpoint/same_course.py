@@ -48,7 +48,12 @@ def require_same_course(checkpoint: Path, recipe: Recipe) -> list[str]:
             " samples a step stay the same over a run, since its position in the data counts steps of them: set"
             f" {'it' if len(broken) == 1 else 'them'} back, or start a new train.run_folder"
         )
-    return [f"{key}: {_show(old[key])} -> {_show(new[key])}" for key in changed]
+    return _changes(old, new)
+
+
+def changed_keys(saved: Recipe, recipe: Recipe) -> list[str]:
+    """A line `key: old -> new` for each key that differs between two recipes, in the recipe's order."""
+    return _changes(_flatten(saved), _flatten(recipe))
 
 
 def require_same_meaning(checkpoint: Path, recipe: Recipe) -> None:
@@ -107,6 +112,10 @@ def _saved_recipe(checkpoint: Path) -> Recipe:
 def _flatten(recipe: Recipe) -> dict[str, Any]:
     sections = recipe.model_dump(mode="json")
     return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [f"{key}: {_show(old[key])} -> {_show(new[key])}" for key in new if old[key] != new[key]]
 
 
 def _breaks(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:

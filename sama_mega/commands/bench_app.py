@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -78,6 +78,22 @@ def bench_train(
 
     status = command.run(model, workload, layers, attention, rounds, compile_peers, as_json, results)
     raise typer.Exit(status)
+
+
+@app.command("planner")
+def bench_planner(
+    only: Annotated[Literal["memory", "time"] | None, typer.Option(help="One of the two (default: both).")] = None,
+    rounds: RoundsOption = 7,
+    as_json: JsonOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Hold what `check` predicts, memory and step time, against what this machine measures.
+
+    Rates are fitted on every second configuration; the errors of the others say how good the predictions are.
+    """
+    from sama_mega.commands import bench_planner as command
+
+    raise typer.Exit(command.run(only, rounds, as_json, results))
 
 
 @app.command("data")

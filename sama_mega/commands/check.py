@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sama_data.manifest import load_manifest
 from sama_kernels.dispatch import require_built
-from sama_mega.cluster.node_list import join_ranges
+from sama_mega.commands.check_plan import (
+    GpuRequest,
+    Plan,
+    make_plan,
+    print_plan,
+    refuse_misfit,
+    report_plan,
+    require_layout,
+)
+from sama_mega.commands.check_report import bucket_tokens, print_recipe
+from sama_mega.commands.check_scaling import print_scaling
 from sama_mega.config import Recipe, load_recipe
 from sama_mega.config.errors import ConfigError
-from sama_mega.config.schema import BUILT_IN_ENCODERS, FRAMES_PER_LATENT, LATENT_STRIDE, DataRecipe, EncodersRecipe
+from sama_mega.config.schema import BUILT_IN_ENCODERS, DataRecipe, EncodersRecipe
 from sama_mega.parallel.layout import (
     Layout,
     fewest_ranks,
@@ -20,22 +30,9 @@ from sama_mega.parallel.layout import (
     samples_needed_per_rank,
     too_few_samples,
 )
+from sama_mega.planner.foot_guns import Cluster
 
 DEFAULT_GPUS_PER_NODE = 8
-
-_MOST_GROUPS_SHOWN = 8
-
-
-@dataclass(frozen=True)
-class BucketTokens:
-    """Tokens of one sample in one bucket; a sequence is source, semantic and target tokens together."""
-
-    width: int
-    height: int
-    image_tokens: int
-    image_sequence: int
-    video_tokens: int
-    video_sequence: int
 
 
 @dataclass(frozen=True)
@@ -73,40 +70,48 @@ def run(
     overrides: Sequence[str],
     num_ranks: int | None = None,
     as_json: bool = False,
-    gpus_per_node: int = DEFAULT_GPUS_PER_NODE,
+    request: GpuRequest | None = None,
+    scaling: bool = False,
 ) -> int:
-    """Validate a recipe and print its layout, its sequence lengths and warnings.
+    """Validate a recipe and print its layout, its memory and step time, layouts that fit, and warnings.
 
     Args:
         recipe: Path of the YAML.
         overrides: `section.key=value` items.
         num_ranks: Ranks to plan for; None takes the fewest that the recipe's degrees allow.
         as_json: Whether the last line of stdout is one JSON object.
-        gpus_per_node: Ranks on each node, for warnings of groups that span nodes.
+        request: What is known of the GPUs.
+        scaling: Whether to simulate 8 to 4,096 of them.
 
     Returns:
         Exit status 0.
 
     Raises:
-        ConfigError: The recipe or the layout breaks a rule.
+        ConfigError: The recipe or the layout breaks a rule, or does not fit a GPU's memory; then all is printed.
         DataError: A manifest exists but cannot be used.
     """
-    loaded = load_recipe(recipe, overrides)
-    found = examine(loaded, num_ranks or fewest_ranks(loaded), gpus_per_node)
+    loaded, asked = load_recipe(recipe, overrides), request or GpuRequest()
+    ranks = num_ranks or fewest_ranks(loaded)
+    require_layout(loaded, ranks, asked)
+    found = examine(loaded, ranks, asked.gpus_per_node)
+    plan = make_plan(loaded, found.layout, asked)
     buckets = [bucket_tokens(loaded, width, height) for width, height in loaded.data.buckets]
-    warnings = [finding.text for finding in found.findings]
-    _print_report(str(recipe), loaded, found.layout, buckets, found.samples)
+    print_recipe(str(recipe), loaded, found.layout, buckets, found.samples)
+    print_plan(plan, found.layout)
+    warnings = [finding.text for finding in found.findings] + [foot_gun.text for foot_gun in plan.foot_guns]
     for warning in warnings:
         print(f"warning    {warning}")
+    simulated = {"scaling": print_scaling(loaded, _named_cluster(plan))} if scaling else {}
     if as_json:
         report = {
-            "ok": True,
+            "ok": plan.fits,
             "layout": asdict(found.layout),
             "buckets": [asdict(bucket) for bucket in buckets],
             "samples": found.samples,
             "warnings": warnings,
         }
-        print(json.dumps(report))
+        print(json.dumps(report | report_plan(plan) | simulated))
+    refuse_misfit(loaded, found.layout, plan)
     return 0
 
 
@@ -160,20 +165,10 @@ def examine(
     return Examination(layout, samples, findings)
 
 
-def bucket_tokens(recipe: Recipe, width: int, height: int) -> BucketTokens:
-    """Count the tokens of an image and of the longest clip in a bucket of `width` x `height` pixels."""
-    _, patch_height, patch_width = recipe.model.patch_size
-    per_frame = (height // (LATENT_STRIDE * patch_height)) * (width // (LATENT_STRIDE * patch_width))
-    latent_frames = 1 + (recipe.data.max_frames - 1) // FRAMES_PER_LATENT
-    semantic = recipe.anchor.num_tokens
-    return BucketTokens(
-        width=width,
-        height=height,
-        image_tokens=per_frame,
-        image_sequence=2 * per_frame + semantic,
-        video_tokens=latent_frames * per_frame,
-        video_sequence=2 * latent_frames * per_frame + semantic,
-    )
+def _named_cluster(plan: Plan) -> Cluster:
+    if plan.cluster is None:
+        raise ConfigError("--scaling needs a kind of GPU, and train.precision float32 means CPU ranks: give --gpu H200")
+    return plan.cluster
 
 
 def _stop(key: str, text: str) -> Finding:
@@ -263,37 +258,3 @@ def _require_built_kernels(recipe: Recipe) -> None:
         require_built(recipe.kernels.ops, recipe.kernels.attention)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-
-
-def _print_report(
-    name: str, recipe: Recipe, layout: Layout, buckets: Iterable[BucketTokens], samples: dict[str, int]
-) -> None:
-    train, data, model = recipe.train, recipe.data, recipe.model
-    print(f"recipe     {name}: stage {train.stage}, {train.steps} steps, run folder {train.run_folder}")
-    print(f"model      {model.num_layers} layers of width {model.dim}, {model.num_heads} heads of {model.head_dim}")
-    print(f"layout     {layout.describe()}")
-    print(f"ranks      {_describe_groups(layout)}")
-    print(
-        f"batch      {data.images_per_step} images + {data.videos_per_step} videos a step over "
-        f"{layout.data} data rank{'s' if layout.data > 1 else ''}; "
-        f"micro-batches of {data.micro_batch_images} and {data.micro_batch_videos}"
-    )
-    print(f"samples    {samples['image']} images and {samples['video']} videos in the manifests that exist")
-    print(
-        f"tokens     source + {recipe.anchor.num_tokens} semantic + target; clips of at most {data.max_frames} frames"
-    )
-    print("           bucket       image  sequence    video  sequence  per rank")
-    split = layout.context * (layout.tensor if layout.sequence else 1)
-    for bucket in buckets:
-        shape = f"{bucket.width}x{bucket.height}"
-        print(
-            f"           {shape:<9}{bucket.image_tokens:>9}{bucket.image_sequence:>10}"
-            f"{bucket.video_tokens:>9}{bucket.video_sequence:>10}{-(-bucket.video_sequence // split):>10}"
-        )
-
-
-def _describe_groups(layout: Layout) -> str:
-    """Which ranks hold which data-parallel index; the first few, for large worlds."""
-    shown = min(layout.data, _MOST_GROUPS_SHOWN)
-    groups = [f"data {index}: {join_ranges(layout.ranks_of_data_index(index))}" for index in range(shown)]
-    return "; ".join(groups) + ("; ..." if shown < layout.data else "")

@@ -222,6 +222,7 @@ def data_score(
     """
     from sama_data.score.settings import DEFAULT_MODEL, EndpointSettings, JudgeSettings
     from sama_mega.commands import data_score as command
+    from sama_mega.commands.judging import Prices, api_key
 
     judge = JudgeSettings(
         model=DEFAULT_MODEL if model is None else model,
@@ -235,7 +236,7 @@ def data_score(
     )
     server = EndpointSettings(
         url=endpoint,
-        api_key=command.api_key(api_key_variable),
+        api_key=api_key(api_key_variable),
         concurrency=concurrency,
         timeout_seconds=timeout_seconds,
         attempts=attempts,
@@ -244,8 +245,7 @@ def data_score(
     options = command.Options(
         rescore=rescore,
         retry_unscored=retry_unscored,
-        input_price=input_price,
-        output_price=output_price,
+        prices=Prices(input_price, output_price),
         yes=yes,
         dry_run=dry_run,
     )

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from sama_data.errors import DataError
 from sama_data.journal import journal_path
 from sama_data.manifest import load_manifest
 from sama_data.rewrite import check_output
+from sama_data.score.asking import Outcome
 from sama_data.score.journal import Answers, Journal, read_journal
-from sama_data.score.manifest import Outcome, ask_all, write_scores
-from sama_data.score.plan import TOKEN_FORMULA, Plan, make_plan
+from sama_data.score.manifest import ask_about_rows, write_scores
+from sama_data.score.plan import Plan, make_plan
+from sama_data.score.prompts import prompt_digest
 from sama_data.score.settings import EndpointSettings, JudgeSettings
+from sama_mega.commands.judging import Prices, ask_to_go_on, asking_progress, show_estimate
 
-KEY_VARIABLE = "SAMA_MEGA_SCORE_API_KEY"
-
-_SECONDS_BETWEEN_LINES = 30.0
 _SHOWN_REASONS = 8
 
 
@@ -33,16 +28,14 @@ class Options:
     Attributes:
         rescore: Whether to judge rows too that have all their scores.
         retry_unscored: Whether to ask again about rows that the model did not answer properly before.
-        input_price: Price of a million tokens read, None where it is not known.
-        output_price: Price of a million tokens written, likewise.
+        prices: What a million tokens cost.
         yes: Whether to ask without a question.
         dry_run: Whether to show the estimate alone.
     """
 
     rescore: bool = False
     retry_unscored: bool = False
-    input_price: float | None = None
-    output_price: float | None = None
+    prices: Prices = field(default_factory=Prices)
     yes: bool = False
     dry_run: bool = False
 
@@ -68,7 +61,7 @@ def run(
     """
     check_output(manifest, out)
     dataset = load_manifest(manifest)
-    path, identity = journal_path(out), judge.identity()
+    path, identity = journal_path(out), judge.identity(prompt_digest())
 
     def plan_now(answers: Answers) -> Plan:
         return make_plan(dataset, judge, answers, options.rescore, options.retry_unscored)
@@ -78,13 +71,13 @@ def run(
     report = {"out": str(out), **_show_estimate(plan, judge, options)}
     if not options.dry_run:
         if plan.questions:
-            _ask_to_go_on(options)
+            ask_to_go_on(options.yes)
         with Journal(path, identity) as journal:
             if not journal.answers.equals(answers):  # another run has ended meanwhile
                 plan = plan_now(journal.answers)
             started = time.monotonic()
-            with _progress() as show:
-                outcome = ask_all(dataset, plan, judge, endpoint, journal, show)
+            with asking_progress() as show:
+                outcome = ask_about_rows(dataset, plan, judge, endpoint, journal, show)
             counts = write_scores(dataset, out, plan, judge, endpoint, journal.answers, outcome)
         _show_outcome(out, counts, outcome, time.monotonic() - started)
         tokens = {"prompt_tokens": outcome.prompt_tokens, "completion_tokens": outcome.completion_tokens}
@@ -94,46 +87,12 @@ def run(
     return 1 if plan.questions and not options.dry_run and not report["scored"] else 0
 
 
-def api_key(variable: str | None) -> str | None:
-    """Returns the key in an environment variable; None where the usual one is not set.
-
-    Args:
-        variable: The variable's name; None for the usual one.
-
-    Raises:
-        DataError: A variable was named that is not set.
-    """
-    value = os.environ.get(variable or KEY_VARIABLE, "").strip()
-    if variable and not value:
-        raise DataError(f"--api-key-variable ({variable}): the environment has no such variable: export it")
-    return value or None
-
-
 def _show_estimate(plan: Plan, judge: JudgeSettings, options: Options) -> dict[str, object]:
-    estimate = plan.estimate
     for reason, count in plan.left_alone.items():
         print(f"not asked  {count} rows: {reason}")
-    print(f"to judge   {estimate.videos} video and {estimate.images} image pairs, {judge.turns} turns by {judge.model}")
-    print(f"requests   {estimate.requests} with {estimate.pictures} pictures in all")
-    read = estimate.text_tokens + estimate.picture_tokens
-    print(f"tokens     {read} read ({estimate.picture_tokens} of pictures), at most {estimate.answer_tokens} written:")
-    print(f"           {TOKEN_FORMULA}")
-    if estimate.assumed:
-        print(f"           the manifest does not say how large or long {estimate.assumed} pairs are: `data probe` does")
-    values: dict[str, object] = {"estimate": estimate.as_dict()}
-    if options.input_price is not None or options.output_price is not None:
-        values["price"] = estimate.price(options.input_price or 0.0, options.output_price or 0.0)
-        print(f"price      at most {values['price']:.2f}, retries aside")
-    return values
-
-
-def _ask_to_go_on(options: Options) -> None:
-    if options.yes:
-        return
-    if not sys.stdin.isatty():
-        raise DataError("nobody is there to agree to the estimate: add --yes to go on, or --dry-run to stop there")
-    if input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise DataError("not agreed to: nothing was asked")
+    pairs = f"{plan.estimate.videos} video and {plan.estimate.images} image pairs"
+    guessed = "the manifest does not say how large or long {count} pairs are: `data probe` does"
+    return show_estimate(plan.estimate, pairs, guessed, judge, options.prices)
 
 
 def _show_outcome(out: Path, counts: dict[str, object], outcome: Outcome, seconds: float) -> None:
@@ -149,35 +108,3 @@ def _show_outcome(out: Path, counts: dict[str, object], outcome: Outcome, second
             print(f"  and {len(unscored) - place} more reasons: see the column `unscored`")
             break
         print(f"  unscored: {count} rows: {reason}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, int], None]]:
-    """Yields a callback (done, without scores, total): a bar on a terminal, a line now and then in a log."""
-    if not sys.stderr.isatty():
-        yield _log_lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    unscored = TextColumn("{task.fields[unscored]} unscored")
-    columns = (TextColumn("pairs"), BarColumn(), MofNCompleteColumn(), unscored, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("pairs", unscored=0)
-        yield lambda done, failed, total: bar.update(task, completed=done, total=total, unscored=failed)
-
-
-def _log_lines() -> Callable[[int, int, int], None]:
-    """Returns a callback that prints a line to stderr at the end and at most every half minute before."""
-    started = latest = time.monotonic()
-
-    def report(done: int, failed: int, total: int) -> None:
-        nonlocal latest
-        now = time.monotonic()
-        if done < total and now - latest < _SECONDS_BETWEEN_LINES:
-            return
-        latest = now
-        left = (total - done) * (now - started) / done
-        print(f"pairs {done}/{total}, {failed} unscored, {left:.0f} s left", file=sys.stderr, flush=True)
-
-    return report

@@ -6,14 +6,22 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sama_mega.config import load_recipe
+from sama_mega.config.schema import Recipe
 from sama_mega.parallel.launch import lost_touch
 from sama_mega.parallel.rank_environment import read_rank_environment
 from sama_mega.train.startup import StartupClock
 from sama_mega.train.stop import StopRequest
+
+if TYPE_CHECKING:
+    from sama_mega.train.run import RunSummary, Start
+
+Result = TypeVar("Result")
 
 
 def run(recipe: str, overrides: Sequence[str] | None = None, as_json: bool = False) -> int:
@@ -32,17 +40,54 @@ def run(recipe: str, overrides: Sequence[str] | None = None, as_json: bool = Fal
     with StopRequest() as stop:
         loaded = load_recipe(recipe, overrides or ())
         # Imported after the recipe is known to be good: torch takes seconds, a typo should not.
-        from sama_mega.train.run import Start, train
+        from sama_mega.train.run import Start
 
-        try:
-            summary = train(loaded, Start(stop, clock))
-        except RuntimeError as error:
-            if not lost_touch(str(error)):
-                raise
-            # Hundreds of ranks would each print a page about a rank whose own words are what counts.
-            rank, reason = read_rank_environment(os.environ).rank, str(error).strip().splitlines()[-1]
-            print(f"rank {rank} on {socket.gethostname()}: another rank has ended ({reason})", file=sys.stderr)
-            return 1
+        summary = train_or_report(loaded, Start(stop, clock))
+    if summary is None:
+        return 1
     if as_json and read_rank_environment(os.environ).rank == 0:
         print(json.dumps(asdict(summary)))
     return 0
+
+
+def train_or_report(recipe: Recipe, start: Start) -> RunSummary | None:
+    """Runs a recipe; None, and one line, where another rank ended and left this one alone."""
+    from sama_mega.train.run import train
+
+    return _unless_alone(lambda: train(recipe, start))
+
+
+def run_replay(recipe: str, file: Path, overrides: Sequence[str] | None = None, as_json: bool = False) -> int:
+    """Takes a step once more that was not finite, from what the run kept of it; writes nothing.
+
+    Args:
+        recipe: YAML file.
+        file: The step's report.
+        overrides: ``a.b=value`` items.
+        as_json: Whether rank 0's last line is one JSON object.
+
+    Returns:
+        Exit status: 0 when the step is finite now, 1 when it is not, or another rank ended and left this one alone.
+    """
+    loaded = load_recipe(recipe, overrides or ())
+    from sama_mega.train.replay import replay
+
+    def say(lines: list[str], values: dict[str, Any]) -> None:
+        print("\n".join(lines), flush=True)
+        if as_json:
+            print(json.dumps(values), flush=True)
+
+    return 0 if _unless_alone(lambda: replay(loaded, file, say)) else 1
+
+
+def _unless_alone(work: Callable[[], Result]) -> Result | None:
+    """What work gives; None, and a line that says so, when another rank has ended."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not lost_touch(str(error)):
+            raise
+        # Hundreds of ranks would each print a page about a rank whose own words are what counts.
+        rank, reason = read_rank_environment(os.environ).rank, str(error).strip().splitlines()[-1]
+        print(f"rank {rank} on {socket.gethostname()}: another rank has ended ({reason})", file=sys.stderr)
+        return None

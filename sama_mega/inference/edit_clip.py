@@ -117,6 +117,8 @@ def edit_clip(
     settings: SamplingSettings,
     max_frames: int,
     on_step: Callable[[int], None] | None = None,
+    *,
+    cut: bool = False,
 ) -> EditedClip:
     """Edits a video, all of its frames, or a picture.
 
@@ -131,6 +133,7 @@ def edit_clip(
         settings: How to sample.
         max_frames: A longer clip is refused.
         on_step: Called with the number of finished sampling steps.
+        cut: Whether the start of a longer clip is edited instead.
 
     Raises:
         ClipError: The file cannot be decoded.
@@ -145,7 +148,7 @@ def edit_clip(
         bucket = choose_bucket(width, height, buckets)
         return Geometry(*bucket, 0, 0, *bucket)
 
-    decoded = decode_frames(video, 0, None, max_frames + 1, fit, opened.recipe.data.decode_threads)
+    decoded = decode_frames(video, 0, None, max_frames + (not cut), fit, opened.recipe.data.decode_threads)
     num_frames = len(decoded.frames)
     if num_frames > max_frames:
         raise ConfigError(

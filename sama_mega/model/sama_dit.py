@@ -151,6 +151,12 @@ class SamaDiT(MegatronModule):
         """``(s, B, dim)``: what stages send each other for a micro-batch."""
         return self._token_layout(given).tokens_per_shard, given.text.shape[0], self.recipe.model.dim
 
+    def num_own_tokens(self, given: ModelInput) -> int:
+        """Of the ``s`` tokens that this rank has of a micro-batch's samples between the matrices, how many are real."""
+        layout = self._token_layout(given)
+        first = self.context.sequence_shard * layout.tokens_per_shard
+        return min(max(0, layout.num_tokens - first), layout.tokens_per_shard)
+
     def _take_received(self) -> Tensor:
         received, self._received = self._received, None
         assert received is not None, f"stage {self.stage.index} received nothing"

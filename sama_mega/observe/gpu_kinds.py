@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, PositiveFloat, create_model
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, create_model
 
 from sama_mega.config import find_bundled, strict_yaml
 from sama_mega.config.errors import ConfigError
@@ -17,8 +17,38 @@ from sama_mega.config.validate import read_text, validate
 TABLE_VARIABLE = "SAMA_MEGA_GPUS"
 """Names a user's own table."""
 
+ShareOfPeak = Annotated[float, Field(gt=0.0, le=1.0)]
+"""What is reached of a data sheet's rate."""
 _BUNDLED = "slurm/gpus.yaml"
 _NOUN = "table of GPUs"
+
+
+class AchievedShares(Section):
+    """What programs reach of a GPU's data sheet; the defaults are an H200's, as measured for other software.
+
+    Attributes:
+        gemm: Of the products' peak, by large products of matrices.
+        attention_forward: Of the products' peak, by attention's forward pass.
+        attention_backward: By its backward pass, over many keys.
+        attention_half_keys: Keys at which the backward pass reaches half of that.
+        memory: Of the memory's rate, by element-wise operations.
+        encoders: Of the products' peak, by the frozen encoders.
+        node: Of the rate to the other GPUs of the node.
+        network: Of the rate to other nodes.
+        measured: Whether gemm, attention and memory were measured on this kind.
+    """
+
+    model_config = ConfigDict(strict=False)
+
+    gemm: ShareOfPeak = 0.688
+    attention_forward: ShareOfPeak = 0.666
+    attention_backward: ShareOfPeak = 0.627
+    attention_half_keys: NonNegativeFloat = 430.0
+    memory: ShareOfPeak = 0.756
+    encoders: ShareOfPeak = 0.3
+    node: ShareOfPeak = 0.8
+    network: ShareOfPeak = 0.8
+    measured: bool = False
 
 
 class GpuKind(Section):
@@ -33,6 +63,7 @@ class GpuKind(Section):
         node_gbytes: To the other GPUs of the node, one direction, GB/s.
         network_gbytes: To other nodes, one direction, GB/s.
         host_gbytes: To the host's memory, one direction, GB/s.
+        achieved: What programs reach of these rates.
     """
 
     model_config = ConfigDict(strict=False)
@@ -45,6 +76,7 @@ class GpuKind(Section):
     node_gbytes: PositiveFloat
     network_gbytes: PositiveFloat
     host_gbytes: PositiveFloat
+    achieved: AchievedShares = AchievedShares()
 
     def peak_flops(self, precision: str) -> float:
         """Operations a second in `float32` or `bfloat16`."""

@@ -86,6 +86,61 @@ class MetricsFile:
         return num_rows - len(kept)
 
 
+class MetricsReader:
+    """Reads rows as they are appended, each once.
+
+    Args:
+        path: metrics.jsonl, which need not exist yet.
+        after_step: Rows up to this step are passed over.
+    """
+
+    def __init__(self, path: Path, after_step: int) -> None:
+        self._path = path
+        self._after_step = after_step
+        self._read_to = 0
+
+    def next_rows(self, max_numbers: int) -> list[dict[str, Any]]:
+        """The next whole rows, none when all are read.
+
+        Args:
+            max_numbers: No further row is added once there are so many numbers in them.
+        """
+        rows: list[dict[str, Any]] = []
+        count = 0
+        if not self._path.exists():
+            return rows
+        with open(self._path, "rb") as file:
+            file.seek(self._read_to)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                row = json.loads(line)
+                count += len(numbers_of_row(row)) if row["step"] > self._after_step else 0
+                if rows and count > max_numbers:
+                    break
+                self._read_to += len(line)
+                if row["step"] > self._after_step:
+                    rows.append(row)
+        return rows
+
+
+def numbers_of_row(row: Mapping[str, Any]) -> dict[str, float]:
+    """A row's numbers by their names at the tracker: `group/name` inside a group; without those that are not finite.
+
+    `skipped` is 1 for a step that left the weights alone, and 0 for others.
+    """
+    numbers = {"skipped": float(row.get("skipped") is not None)}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            numbers |= {f"{name}/{part}": float(number) for part, number in value.items() if number is not None}
+        elif isinstance(value, int | float) and name not in _NO_METRICS:
+            numbers[name] = float(value)
+    return numbers
+
+
+_NO_METRICS = ("step", "ended_at_seconds")  # every point has them
+
+
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the rows of a metrics file; a torn last line is left out.
 

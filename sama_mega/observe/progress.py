@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from sama_mega.observe.log import PROGRESS_LOGGER
 
+_log = logging.getLogger(__name__)
+
 _WINDOW_STEPS = 50
+_FORECAST_STEPS = 20
+"""Steps after which a run says when it will end: the first ones are slower."""
 
 
 def stderr_is_terminal() -> bool:
@@ -24,7 +29,7 @@ def stderr_is_terminal() -> bool:
 
 
 class SpeedMeter:
-    """Samples a second and time left, from the wall time of the last steps."""
+    """Rates and time left, from the wall time of the last steps."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, window_steps: int = _WINDOW_STEPS) -> None:
         """Starts empty.
@@ -34,37 +39,35 @@ class SpeedMeter:
             window_steps: How many steps count.
         """
         self._clock = clock
-        self._marks: deque[tuple[float, int, int]] = deque(maxlen=window_steps + 1)
+        self._marks: deque[tuple[float, int, dict[str, float]]] = deque(maxlen=window_steps + 1)
 
-    def mark(self, step: int, samples_seen: int) -> None:
-        """Notes that so many steps and samples are done now."""
-        self._marks.append((self._clock(), step, samples_seen))
+    def mark(self, step: int, **amounts: float) -> None:
+        """Notes that so many steps are done now, and how much of other things the last of them did."""
+        before = self._marks[-1][2] if self._marks else {}
+        totals = {name: before.get(name, 0.0) + amount for name, amount in amounts.items()}
+        self._marks.append((self._clock(), step, totals))
 
-    @property
-    def samples_per_second(self) -> float:
-        """Over the window; NaN before two marks."""
-        return self._rate(2)
+    def per_second(self, name: str) -> float:
+        """Rate of a thing over the window; NaN before two marks."""
+        if len(self._marks) < 2:
+            return math.nan
+        seconds = self._marks[-1][0] - self._marks[0][0]
+        return (self._marks[-1][2][name] - self._marks[0][2][name]) / seconds if seconds > 0 else math.nan
 
     def seconds_left(self, total_steps: int) -> float:
         """At the window's pace, checkpoints and pictures included; NaN before two marks."""
-        steps_per_second = self._rate(1)
-        if not steps_per_second > 0:
-            return math.nan
-        return (total_steps - self._marks[-1][1]) / steps_per_second
-
-    def _rate(self, field: int) -> float:
         if len(self._marks) < 2:
             return math.nan
-        first, last = self._marks[0], self._marks[-1]
-        seconds = last[0] - first[0]
-        return (last[field] - first[field]) / seconds if seconds > 0 else math.nan
+        (began, first, _), (ended, last, _) = self._marks[0], self._marks[-1]
+        return (total_steps - last) * (ended - began) / (last - first) if ended > began else math.nan
 
 
 class RunProgress:
     """Shows the steps of one run.
 
-    On a terminal a bar carries step, loss, samples a second, time left and the share of time spent waiting
-    for data. The same numbers go as a plain line to the progress logger every `log_every` steps.
+    On a terminal one line carries step, loss, tokens a second, MFU (or TFLOP/s where the GPU's peak is not known),
+    time left, the share of time spent waiting for data and the newest save. The same numbers and more go as a plain
+    line to the progress logger every `log_every` steps.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class RunProgress:
         log_every: int,
         *,
         draws_bar: bool,
+        peak_tflops: float | None = None,
+        newest_save: Callable[[], int | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         console: Console | None = None,
     ) -> None:
@@ -86,11 +91,14 @@ class RunProgress:
             total_steps: Steps of the whole run.
             log_every: Steps between two lines.
             draws_bar: Whether to draw a bar, see `stderr_is_terminal`.
+            peak_tflops: Of all ranks together, for the MFU; None where it is not known.
+            newest_save: Gives the step of the newest checkpoint, None before the first.
             clock: Seconds, for the speed.
             console: Where the bar goes; stderr by default.
         """
         self._label, self._start, self._total, self._log_every = label, start_step, total_steps, log_every
         self._meter = SpeedMeter(clock)
+        self._peak_tflops, self._newest_save = peak_tflops, newest_save
         self._logger = logging.getLogger(PROGRESS_LOGGER)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -106,13 +114,20 @@ class RunProgress:
     def step(self, row: Mapping[str, Any]) -> None:
         """Takes one finished step as its row of metrics.jsonl (`train.report.StepReport.as_row`)."""
         step = int(row["step"])
-        self._meter.mark(step, int(row["samples_seen"]))
+        samples = row["num_images"] + row["num_videos"]
+        self._meter.mark(step, samples=samples, tokens=row["tokens"], tflop=row["model_tflop"] or math.nan)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, numbers=self._bar_numbers(row))
         if step % self._log_every == 0 or step in (self._start + 1, self._total):
             self._logger.info(self._line(row))
         elif row.get("skipped"):
             self._logger.info("%s step %d skipped: %s", self._label, step, row["skipped"])
+
+        if step == self._start + _FORECAST_STEPS and step < self._total:
+            seconds = self._meter.seconds_left(self._total)
+            ends_at = datetime.now().astimezone() + timedelta(seconds=seconds) if math.isfinite(seconds) else None
+            if ends_at is not None:
+                _log.info("at this pace it ends in %s, %s", format_seconds(seconds), f"{ends_at:%A %Y-%m-%d %H:%M}")
 
     def close(self) -> None:
         """Takes the bar away; may be called twice."""
@@ -121,10 +136,7 @@ class RunProgress:
             self._bar = None
 
     def _bar_numbers(self, row: Mapping[str, Any]) -> str:
-        return (
-            f"loss {_number(row['loss'], '.4f')}  {self._speed()}  "
-            f"data wait {_data_wait(row)}  left {format_seconds(self._meter.seconds_left(self._total))}"
-        )
+        return f"loss {_number(row['loss'], '.4f')}  {self._speed()}  {self._outlook(row)}"
 
     def _line(self, row: Mapping[str, Any]) -> str:
         parts = [
@@ -134,16 +146,28 @@ class RunProgress:
             f"semantic {_number(row['semantic_loss'], '.5f')}",
             f"grad norm {_number(row['gradient_norm'], '.3f')}",
             f"lr {_number(row['learning_rate'], '.2e')}",
+            f"{_number(self._meter.per_second('samples'), '.1f')} samples/s",
             self._speed(),
-            f"data wait {_data_wait(row)}",
-            f"left {format_seconds(self._meter.seconds_left(self._total))}",
+            self._outlook(row),
         ]
         if row.get("skipped"):
             parts.append(f"skipped: {row['skipped']}")
         return "  ".join(parts)
 
     def _speed(self) -> str:
-        return f"{_number(self._meter.samples_per_second, '.1f')} samples/s"
+        """Tokens a second, and how much of the hardware that is, where it is known."""
+        parts = [f"{_short(self._meter.per_second('tokens'))} tokens/s"]
+        tflops = self._meter.per_second("tflop")
+        if math.isfinite(tflops) and self._peak_tflops is not None:
+            parts.append(f"MFU {tflops / self._peak_tflops:.1%}")
+        elif math.isfinite(tflops):
+            parts.append(f"{tflops:.3g} TFLOP/s" if tflops >= 1 else f"{1000 * tflops:.3g} GFLOP/s")
+        return "  ".join(parts)
+
+    def _outlook(self, row: Mapping[str, Any]) -> str:
+        left = format_seconds(self._meter.seconds_left(self._total))
+        saved = self._newest_save()
+        return f"data wait {_data_wait(row)}  left {left}  saved {'-' if saved is None else saved}"
 
 
 def format_seconds(seconds: float) -> str:
@@ -172,3 +196,14 @@ def _data_wait(row: Mapping[str, Any]) -> str:
 def _number(value: Any, form: str) -> str:
     # A row holds null for a number that is not finite.
     return "?" if value is None or not math.isfinite(value) else format(float(value), form)
+
+
+def _short(value: float) -> str:
+    """Three digits and a power of a thousand: 12.3k."""
+    if not math.isfinite(value):
+        return "?"
+    for power in ("", "k", "M"):
+        if value < 999.5:
+            return f"{value:.3g}{power}"
+        value /= 1000
+    return f"{value:.3g}G"

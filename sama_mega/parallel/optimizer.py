@@ -170,7 +170,7 @@ class MegatronAdamW:
         """
         if self._norm is None:
             self._distributed.prepare_grads()
-            gradients = [owned.gradient for owned in self.owned if self._counts(owned)]
+            gradients = [owned.gradient for owned in self.owned if self.counts(owned)]
             total = torch.zeros((), dtype=torch.float64, device=self._context.device)
             if gradients:
                 # Ten million squares added up in float32 are off by 5e-4 on a CPU, in each layout by another amount.
@@ -200,6 +200,18 @@ class MegatronAdamW:
             group["lr"] = learning_rate
         self._distributed.step_with_ready_grads()
         self._norm = None
+
+    def last_update(self, owned: OwnedSlice) -> torch.Tensor:
+        """What the last step took away from a slice's master, from the moments that it left; float32, 1-D.
+
+        Weight decay is reckoned from the master as it is now, which is off by ``learning rate * decay`` of the update.
+        """
+        group, moments = self._adam.param_groups[0], self._moments(owned)
+        beta1, beta2 = group["betas"]
+        steps = self.steps_taken
+        deviation = (moments["exp_avg_sq"] / (1 - beta2**steps)).sqrt_().add_(group["eps"])
+        update = (moments["exp_avg"] / (1 - beta1**steps)).div_(deviation)
+        return update.add_(owned.master.detach(), alpha=group["weight_decay"]).mul_(group["lr"])
 
     def sharded_state(self, prefix: str = "optimizer.") -> ShardedState:
         """Describes moments and masters for a checkpoint, keyed by parameter name; nothing is gathered.
@@ -274,7 +286,8 @@ class MegatronAdamW:
         for stage in self._stages:
             synchronize_parameters(stage)
 
-    def _counts(self, owned: OwnedSlice) -> bool:
+    def counts(self, owned: OwnedSlice) -> bool:
+        """Whether a sum over all ranks' slices takes this one: each number of the model is then taken once."""
         is_slice = partition_axis(owned.parameter) is not None
         return not owned.stage_copy and (is_slice or self._context.tensor_rank == 0)
 

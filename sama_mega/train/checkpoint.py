@@ -24,12 +24,18 @@ def whole_state(state: TrainState) -> ShardedState:
     """
     optimizer = state.optimizer
     return {
-        **_frozen(state, "model."),
+        **model_weights(state),
         **_frozen(state, "ema."),
-        **optimizer.sharded_masters("model.", [owned.view_in(owned.parameter) for owned in optimizer.owned]),
         **optimizer.sharded_masters("ema.", state.average.values),
         **optimizer.sharded_state("optimizer."),
     }
+
+
+def model_weights(state: TrainState) -> ShardedState:
+    """The model as `whole_state` has it, and nothing else: enough to start from."""
+    owned = state.optimizer.owned
+    parameters = [one.view_in(one.parameter) for one in owned]
+    return {**_frozen(state, "model."), **state.optimizer.sharded_masters("model.", parameters)}
 
 
 def describe_position(state: TrainState, recipe: Recipe, context: ParallelContext, life: int) -> SavedState:

@@ -41,6 +41,9 @@ class CheckpointSaver:
         recipe: `checkpoint` is read, all of it is saved.
         context: The running layout.
         life: This life's number; an older life may not save.
+
+    Attributes:
+        saved_step: Step of the newest save that is complete, None before the first.
     """
 
     def __init__(self, folder: RunFolder, recipe: Recipe, context: ParallelContext, life: int) -> None:
@@ -52,6 +55,7 @@ class CheckpointSaver:
         self._host_copy = HostCopy(context.device)
         self._thread: threading.Thread | None = None
         self._problem: Exception | None = None
+        self.saved_step: int | None = None
 
     def save(self, state: TrainState) -> Path:
         """Begins to write the newest checkpoint, after the one before is written.
@@ -135,6 +139,7 @@ class CheckpointSaver:
             else:
                 _log.exception("%s was not saved", final)
         else:
+            self.saved_step = saved.step
             if self._context.is_first_rank:
                 seconds = time.perf_counter() - started
                 _log.info("saved %s: blocking %.2f s, written in %.1f s", final, blocking_seconds, seconds)

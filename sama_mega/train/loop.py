@@ -103,6 +103,8 @@ class Loop:
             recipe = self._run.recipe
             rate = learning_rate_at(self._state.step, self._run.total_steps, recipe.optimizer)
             outcome = self._train_step.run(drawn, rate)
+            if not outcome.is_finite:
+                self._tell_not_finite(drawn)
             self._count_skips(outcome)
             self._state.step += 1
             self._state.samples_seen += drawn.num_slots
@@ -110,6 +112,10 @@ class Loop:
             report = self._report(drawn, outcome, rate, finished - started, data_ready - started)
             for hook in self._hooks:
                 hook.on_step_end(self._run, report)
+
+    def _tell_not_finite(self, drawn: StepSamples) -> None:
+        for hook in self._hooks:
+            hook.on_step_not_finite(self._run, drawn)
 
     def _count_skips(self, outcome: StepOutcome) -> None:
         """Ends a run that no longer moves: the numbers are the same on every rank, so all end together."""
@@ -143,11 +149,13 @@ class Loop:
             skipped=outcome.skipped,
             step_seconds=step_seconds,
             data_wait_seconds=data_wait_seconds,
+            ended_at_seconds=round(time.time(), 3),
             tokens=losses.num_tokens,
+            model_tflop=outcome.model_tflop,
             num_images=drawn.num_image_slots,
             num_videos=drawn.num_slots - drawn.num_image_slots,
             samples_seen=self._state.samples_seen,
-            losses_by_task=losses.flow_matching_by_task,
+            grouped_losses=losses.grouped,
             sample_digest=losses.sample_digest,
             sample_ids=sample_ids,
         )

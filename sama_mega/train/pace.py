@@ -90,6 +90,17 @@ def how_far_behind(ranks: Sequence[RankPace]) -> float:
     return max(pace.seconds for pace in ranks) / middle - 1 if middle else 0.0
 
 
+def pace_numbers(ranks: Sequence[RankPace]) -> dict[str, float]:
+    """The row's `ranks`: own seconds a step of the middle and of the slowest rank, and how far that is behind."""
+    slowest = max(range(len(ranks)), key=lambda rank: ranks[rank].seconds)
+    return {
+        "median_seconds": median(pace.seconds for pace in ranks),
+        "slowest_seconds": ranks[slowest].seconds,
+        "slowest_rank": slowest,
+        "spread": how_far_behind(ranks),
+    }
+
+
 def describe_pace(ranks: Sequence[RankPace], steps: int) -> str:
     """One line about the ranks' own time, which names the slowest and its node.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,7 +24,9 @@ from sama_mega.parallel.layout import samples_needed_per_rank, too_few_samples
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 from sama_mega.parallel.torch_settings import apply_torch_settings
 from sama_mega.train.agreement import agreeing_batches, from_first_rank, on_every_rank, require_same_everywhere
+from sama_mega.train.banner import describe_run
 from sama_mega.train.batch import Batcher
+from sama_mega.train.hooks.bad_step import BadStepHook
 from sama_mega.train.hooks.base import Hook
 from sama_mega.train.hooks.checkpoint import CheckpointHook
 from sama_mega.train.hooks.life import LifeHook
@@ -32,11 +34,15 @@ from sama_mega.train.hooks.metrics import MetricsHook
 from sama_mega.train.hooks.pace import PaceHook
 from sama_mega.train.hooks.progress import ProgressHook
 from sama_mega.train.hooks.sample import SampleHook
+from sama_mega.train.hooks.speed import SpeedHook
+from sama_mega.train.hooks.statistics import StatisticsHook
 from sama_mega.train.hooks.tracker import TrackerHook
 from sama_mega.train.hooks.watchdog import WatchdogHook
 from sama_mega.train.loader_settings import loader_settings
 from sama_mega.train.loop import Loop, Run
+from sama_mega.train.numerics.layer_statistics import LayerStatistics
 from sama_mega.train.pace import Pace
+from sama_mega.train.rank_load import LoadMeter
 from sama_mega.train.run_end import RunEnd
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.shared_encoding import Sharing
@@ -45,6 +51,7 @@ from sama_mega.train.state import TrainState, build_train_state
 from sama_mega.train.step import TrainStep
 from sama_mega.train.stop import StopRequest
 from sama_mega.train.this_life import ThisLife, begin_life, find_start, restore
+from sama_mega.train.throughput import measure_throughput
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -84,10 +91,13 @@ class Start:
     Attributes:
         stop: Requests to stop early.
         clock: Measures how long the parts of the start take.
+        hooks: Makes the hooks of a run that is looked at and not kept, from its layout and its state. They take the
+            place of those of a run that is kept: nothing is saved, measured or tracked unless they do it.
     """
 
     stop: StopRequest
     clock: StartupClock
+    hooks: Callable[[ParallelContext, TrainState], Sequence[Hook]] | None = None
 
 
 def train(recipe: Recipe, start: Start | None = None) -> RunSummary:
@@ -139,6 +149,16 @@ def open_dataset(recipe: Recipe) -> Dataset:
     return dataset
 
 
+def open_sample_clips(recipe: Recipe, dataset: Dataset) -> Dataset:
+    """Opens the clips that are edited as samples: the user's, else those of the training data.
+
+    Raises:
+        DataError: The user's manifest is missing, empty or wrong.
+    """
+    path = recipe.train.sample_clips
+    return dataset if path is None else load_manifest(path)
+
+
 def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, start: Start) -> RunSummary:
     """Checks everything that can be wrong before it writes anything: a life claimed in vain fences a healthy run."""
     folder = RunFolder(recipe.train.run_folder)
@@ -146,6 +166,8 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
         encoders = on_every_rank(context, lambda: build_encoders(recipe, context.device))
         cache = open_cache(recipe, encoders, context)
         loader = on_every_rank(context, lambda: build_loader(recipe, dataset, context, folder))
+        throughput = on_every_rank(context, lambda: measure_throughput(recipe, context))
+        clips = on_every_rank(context, lambda: open_sample_clips(recipe, dataset))
         begin_from, _ = find_start(recipe, dataset, folder, context)
         state = build_train_state(recipe, context, initialize=begin_from is None)
         restore(recipe, begin_from, state)
@@ -158,25 +180,32 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
             restore(recipe, newest, state)
             life.goes_on_from(state.step)
         run = Run(recipe, folder, context.is_first_rank, state.step, recipe.train.steps)
-        _announce(
-            [f"life {life.number} on {', '.join(life.nodes)}", *lines, _headline(run, dataset, loader, context, state)],
-            context,
-        )
+        if context.is_first_rank:
+            nodes = f"life {life.number} on {', '.join(life.nodes)}"
+            for line in (nodes, *lines, *describe_run(run, dataset, loader, state, context)):
+                _log.info("%s", line)
         batcher = Batcher(recipe, encoders, context.device, Sharing.among(context), cache)
         pace = Pace(context.device)
-        train_step = TrainStep(recipe, context, state, batcher, pace)
+        statistics = LayerStatistics(recipe, context, state)
+        train_step = TrainStep(recipe, context, state, batcher, pace, statistics)
         checkpoints = CheckpointHook(state, context, life.number)
-        # In the order they run: what is logged first is there when a later one fails.
-        hooks: list[Hook] = [
+        load = LoadMeter(context.device, lambda: batcher.num_truncated_prompts if context.reports_samples else 0)
+        # In the order they run: what measures before what writes; what is logged first is there when a later one fails.
+        hooks: Sequence[Hook] = [
             WatchdogHook(context, life.number, life.end_hung),
+            BadStepHook(train_step, state, context, life.number),
+            SpeedHook(throughput),
+            PaceHook(pace, load, context),
+            StatisticsHook(statistics),
             MetricsHook(),
             checkpoints,
-            SampleHook(recipe, dataset, encoders, state, context),
-            PaceHook(pace, context),
-            ProgressHook(),
+            SampleHook(recipe, clips, encoders, state, context),
+            ProgressHook(None, throughput.peak_tflops, checkpoints.newest_save),
             TrackerHook(),
             LifeHook(life.file, start.clock),
         ]
+        if start.hooks is not None:
+            hooks = start.hooks(context, state)
         loop = Loop(run, dataset, state, train_step, hooks)
         with closing(_batches(loader, run, checkpoints, life, pace)) as batches:
             end = loop.run(agreeing_batches(batches, context, start.stop))
@@ -243,23 +272,6 @@ def _batches(
             life.require_newest()
             checkpoints.raise_failure()
             yield samples
-
-
-def _headline(run: Run, dataset: Dataset, loader: SampleLoader, context: ParallelContext, state: TrainState) -> str:
-    num_parameters = sum(parameter.numel() for stage in state.stages for parameter in stage.parameters())
-    num_videos = loader.num_slots - loader.num_image_slots
-    return (
-        f"stage {run.recipe.train.stage}: steps {run.start_step}..{run.total_steps} of"
-        f" {loader.num_image_slots} images and {num_videos} videos, {context.layout.describe()},"
-        f" {num_parameters:,} parameters a rank, {len(dataset):,} samples in {dataset.name};"
-        f" run folder {run.folder.root}"
-    )
-
-
-def _announce(lines: list[str], context: ParallelContext) -> None:
-    if context.is_first_rank:
-        for line in lines:
-            _log.info("%s", line)
 
 
 def _summarize(

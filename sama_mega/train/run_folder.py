@@ -26,6 +26,7 @@ class RunFolder:
         root: The folder.
         recipe_path: The resolved recipe.
         environment_path: Versions, commit and command of the newest life.
+        diff_path: Its uncommitted changes; absent when there are none.
         metrics_path: One row an optimizer step.
         log_path: What rank 0 logged, over all lives.
         pace_path: Every rank's own time a step, at an interval.
@@ -33,6 +34,8 @@ class RunFolder:
         checkpoints: Folder of checkpoints.
         samples: Folder of sample pictures and videos.
         lives: Folder with one file a start.
+        statistics_path: Statistics of every layer, at an interval.
+        replay: Folder of steps whose loss was not finite.
     """
 
     def __init__(self, root: Path) -> None:
@@ -40,6 +43,7 @@ class RunFolder:
         self.root = root
         self.recipe_path = root / "recipe.yaml"
         self.environment_path = root / "environment.json"
+        self.diff_path = root / "git.diff"
         self.metrics_path = root / "metrics.jsonl"
         self.log_path = root / "log.txt"
         self.quarantine_path = root / "quarantine.jsonl"
@@ -48,6 +52,8 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
         self.samples = root / "samples"
         self.lives = root / "lives"
+        self.statistics_path = root / "statistics.jsonl"
+        self.replay = root / "replay"
 
     @classmethod
     def create(cls, root: Path) -> RunFolder:
@@ -77,12 +83,17 @@ class RunFolder:
         self.write_atomically(self.recipe_path, text)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
-        """Stores the environment of this life, replacing that of the one before.
+        """Stores the environment of this life, and its uncommitted changes, replacing those of the one before.
 
         Raises:
             RunFolderError: The disk refuses.
         """
         self.write_atomically(self.environment_path, json.dumps(environment, indent=2) + "\n")
+        diff = (environment.get("git") or {}).get("diff")
+        if diff:
+            self.write_atomically(self.diff_path, diff)
+        else:
+            self.diff_path.unlink(missing_ok=True)
 
     def start_life(self, details: Mapping[str, Any]) -> int:
         """Claims the next life number by creating its file exclusively.

@@ -17,17 +17,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sama_data.dealing import deal
+from sama_mega.observe.flops import (
+    ENCODER_OPERATIONS_PER_ANCHOR,
+    ENCODER_OPERATIONS_PER_PIXEL,
+    ENCODER_OPERATIONS_PER_TOKEN,
+)
 from sama_mega.parallel.collectives import broadcast_in_place
 from sama_mega.parallel.runtime import ParallelContext
 
 Item = TypeVar("Item")
 Encoded = TypeVar("Encoded")
-
-# Operations of Wan2.1's VAE, UMT5-xxl and SigLIP so400m, as torch's FlopCounterMode counts them: for a pixel of 17
-# frames of 832x480, a token of 512, a frame. Only what one job costs beside another matters: they serve every encoder.
-_OPERATIONS_PER_PIXEL = 5.1e6
-_OPERATIONS_PER_TOKEN = 9.5e9
-_OPERATIONS_PER_ANCHOR = 6.7e11
 
 
 @dataclass(frozen=True)
@@ -75,17 +74,17 @@ class Sharing:
 
 def pixels_cost(shape: Sequence[int]) -> float:
     """Predicted operations for clips of ``[B, T, H, W]`` pixels."""
-    return _OPERATIONS_PER_PIXEL * math.prod(shape)
+    return ENCODER_OPERATIONS_PER_PIXEL * math.prod(shape)
 
 
 def tokens_cost(num_tokens: int) -> float:
     """Predicted operations for prompts of so many tokens together."""
-    return _OPERATIONS_PER_TOKEN * num_tokens
+    return ENCODER_OPERATIONS_PER_TOKEN * num_tokens
 
 
 def anchors_cost(num_frames: int) -> float:
     """Predicted operations for so many anchor frames."""
-    return _OPERATIONS_PER_ANCHOR * num_frames
+    return ENCODER_OPERATIONS_PER_ANCHOR * num_frames
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ from sama_mega.train.forward import SampleErrors
 
 TASKS = ("none", "cube", "speed", "tube", "edit")
 """Every task a sample can have, by the code that travels between ranks."""
+NOISE_BANDS = ("0.0-0.2", "0.2-0.4", "0.4-0.6", "0.6-0.8", "0.8-1.0")
+"""Shares of the timestep of pure noise, by which losses are told apart; the last one includes 1."""
 
 # Rows of the step's table: what the device measures, then what the host knows.
 _FLOW_MATCHING, _SEMANTIC, _TIMESTEP, _NUM_MEASURED = range(4)
@@ -44,7 +46,9 @@ class StepLosses:
         slot_timesteps: One value a slot.
         slot_sample_indices: The dataset row that really filled each slot (a bad clip is replaced).
         slot_tasks: The task of each slot, one of TASKS.
-        num_tokens: Sequence tokens of the global batch, without padding.
+        slot_modalities: ``image`` or ``video``.
+        slot_noise_bands: One of NOISE_BANDS, by the slot's timestep.
+        slot_tokens: Sequence tokens of each slot's sample, without padding.
     """
 
     total: float
@@ -55,15 +59,25 @@ class StepLosses:
     slot_timesteps: list[float]
     slot_sample_indices: list[int]
     slot_tasks: list[str]
-    num_tokens: int
+    slot_modalities: list[str]
+    slot_noise_bands: list[str]
+    slot_tokens: list[int]
 
     @property
-    def flow_matching_by_task(self) -> dict[str, float]:
-        """Mean flow-matching loss of each task in the batch."""
-        by_task: dict[str, list[float]] = {}
-        for task, loss in zip(self.slot_tasks, self.slot_flow_matching, strict=True):
-            by_task.setdefault(task, []).append(loss)
-        return {task: fmean(losses) for task, losses in sorted(by_task.items())}
+    def num_tokens(self) -> int:
+        """Sequence tokens of the global batch, without padding."""
+        return sum(self.slot_tokens)
+
+    @property
+    def grouped(self) -> dict[str, dict[str, float]]:
+        """Mean flow-matching and semantic losses of each task, modality and noise band in the batch."""
+        labels = {"task": self.slot_tasks, "modality": self.slot_modalities, "timestep": self.slot_noise_bands}
+        losses = {"losses": self.slot_flow_matching, "semantic_losses": self.slot_semantic}
+        return {
+            f"{name}_by_{label}": _means_by(of_slots, values)
+            for name, values in losses.items()
+            for label, of_slots in labels.items()
+        }
 
     @property
     def sample_digest(self) -> str:
@@ -88,6 +102,7 @@ class SlotStatistics:
         self._recipe = recipe
         self._context = context
         kinds = ["image"] * drawn.num_image_slots + ["video"] * (drawn.num_slots - drawn.num_image_slots)
+        self._modalities = kinds
         self._weights = [modality_weight(kind, recipe) for kind in kinds]
         self.total_weight = sum(self._weights)
         self._measured = torch.zeros(_NUM_MEASURED, len(kinds), dtype=torch.float64, device=context.device)
@@ -145,9 +160,23 @@ class SlotStatistics:
             slot_timesteps=timesteps,
             slot_sample_indices=[int(index) for index in indices],
             slot_tasks=[TASKS[int(task)] for task in tasks],
-            num_tokens=int(sum(tokens)),
+            slot_modalities=self._modalities,
+            slot_noise_bands=[self._noise_band(timestep) for timestep in timesteps],
+            slot_tokens=[int(count) for count in tokens],
         )
+
+    def _noise_band(self, timestep: float) -> str:
+        share = timestep / self._recipe.diffusion.num_train_timesteps
+        return NOISE_BANDS[min(int(share * len(NOISE_BANDS)), len(NOISE_BANDS) - 1)]
 
     def _weighted_mean(self, values: list[float]) -> float:
         weighted = (weight * value for weight, value in zip(self._weights, values, strict=True))
         return sum(weighted) / self.total_weight
+
+
+def _means_by(labels: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """Means of the values of each label, labels in order."""
+    grouped: dict[str, list[float]] = {}
+    for label, value in zip(labels, values, strict=True):
+        grouped.setdefault(label, []).append(value)
+    return {label: fmean(members) for label, members in sorted(grouped.items())}

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sama_mega.config.errors import ConfigError
 from sama_mega.model.diffusers_names import diffusers_name
-from sama_mega.model.name_map import released_names, unfuse
-from sama_mega.model.whole_shapes import low_rank_modules, our_shapes
+from sama_mega.model.name_map import unfuse
+from sama_mega.parameters.names import released_names
+from sama_mega.parameters.shapes import low_rank_modules, our_shapes
 from sama_mega.weights.formats import TargetFormat
 from sama_mega.weights.output import complete_or_absent
 from sama_mega.weights.safetensors_writer import PlannedTensor, SafetensorsWriter

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sama_mega.config.errors import ConfigError
-from sama_mega.model.whole_shapes import our_shapes, released_shapes
+from sama_mega.parameters.shapes import our_shapes, released_shapes
 from sama_mega.weights.output import complete_or_absent
 from sama_mega.weights.safetensors_writer import PlannedTensor, SafetensorsWriter
 from sama_mega.weights.stored_model import StoredModel

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
-from sama_mega.model.name_map import our_place
-from sama_mega.model.whole_shapes import released_shapes, sama_shapes
+from sama_mega.parameters.names import our_place
+from sama_mega.parameters.shapes import released_shapes, sama_shapes
 from sama_mega.weights.formats import SourceFormat, list_problems, released_name, stored_name
 from sama_mega.weights.source import StoredTensor
 

@@ -15,8 +15,8 @@ from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.model.initialize import draw_whole
 from sama_mega.model.name_map import fuse
-from sama_mega.model.whole_shapes import our_shapes
 from sama_mega.parallel.checkpoint_stream import CheckpointWriter
+from sama_mega.parameters.shapes import our_shapes
 from sama_mega.weights.fit import Fit, require_fit
 from sama_mega.weights.formats import SourceFormat, released_name
 from sama_mega.weights.lora import LoraChoice, open_merged

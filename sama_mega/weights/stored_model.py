@@ -14,9 +14,10 @@ from sama_mega.checkpoint.folder import RECIPE_FILE, resolve_checkpoint
 from sama_mega.config.errors import CheckpointError, ConfigError
 from sama_mega.config.load import load_recipe
 from sama_mega.config.schema import Recipe
-from sama_mega.model.name_map import released_names, unfuse
-from sama_mega.model.whole_shapes import low_rank_modules, low_rank_shapes, our_shapes
+from sama_mega.model.name_map import unfuse
 from sama_mega.parallel.checkpoint_stream import CheckpointReader
+from sama_mega.parameters.names import released_names
+from sama_mega.parameters.shapes import low_rank_modules, low_rank_shapes, our_shapes
 from sama_mega.weights.formats import list_problems
 from sama_mega.weights.lora import merge
 from sama_mega.weights.lora_file import Change

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.distributed
 
 TIMEOUT_SECONDS = 120.0
 NUM_SAMPLES = 2
-CASES = ("healthy", "first_rank_cannot_read", "other_rank_cannot_read", "cannot_write")
+CASES = ("healthy", "first_rank_cannot_read", "other_rank_cannot_read", "other_rank_is_late", "cannot_write")
 
 
 class Meeting:
@@ -66,13 +66,15 @@ def sample_on_two_ranks(root: str, worlds: dict[str, str]) -> dict[str, list[str
         )
         hook = module.SampleHook(recipe, load_manifest(manifest), None, state, context)  # type: ignore[arg-type]
         folder = RunFolder.create(recipe.train.run_folder)
+        is_late = case == "other_rank_is_late" and rank == 1
+        module._TurnClock.is_over = property(lambda clock, late=is_late: late)  # type: ignore[assignment,misc]
         dist.barrier()
         if case == "cannot_write" and rank == 0:
             folder.samples.rmdir()
             folder.samples.write_text("a file where the folder should be")
         dist.barrier()
         run: Any = SimpleNamespace(recipe=recipe, folder=folder, is_main=rank == 0, total_steps=4)
-        hook.on_step_end(run, SimpleNamespace(step=4))  # type: ignore[arg-type]
+        hook.on_step_end(run, SimpleNamespace(step=4, files=[]))  # type: ignore[arg-type]
         sampled[case] = hook._editor.prompts  # type: ignore[attr-defined]
     stop_parallel()
     return sampled
@@ -98,6 +100,7 @@ def test_both_ranks_sample_the_same(sampled: tuple[Path, list[dict[str, list[str
 def test_what_the_first_rank_reads_decides(sampled: tuple[Path, list[dict[str, list[str]]]]) -> None:
     _, (prompts, _) = sampled
     assert prompts["other_rank_cannot_read"] == prompts["cannot_write"] == prompts["healthy"]
+    assert prompts["other_rank_is_late"] == prompts["healthy"]
     assert prompts["first_rank_cannot_read"][0] == prompts["healthy"][1]
 
 

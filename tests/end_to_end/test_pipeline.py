@@ -98,7 +98,7 @@ def test_a_run_folder_holds_what_is_promised(pipeline: Pipeline, stage: int) -> 
     assert [path.name for path in (folder / "logs/life-0001").iterdir()] == ["rank-00000.txt"]
     assert {path.name for path in folder.iterdir()} <= {
         *("recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "samples", "lives", "log.txt", "logs"),
-        "mlflow.json",
+        *("mlflow.json", "git.diff"),
     }
 
 

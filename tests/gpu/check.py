@@ -82,6 +82,7 @@ STEPS = (
         RUNTIME | TRAINING,
         300.0,
     ),
+    Step("profile", ("-m", "tests.gpu.profile_step", "--out", "OUT"), RUNTIME | TRAINING, 240.0),
     Step("data-wait", ("-m", "tests.gpu.data_wait", "--out", "OUT"), RUNTIME | TRAINING, 300.0),
 )
 

@@ -25,8 +25,8 @@ import sama_mega.train.state
 import sama_mega.verify.golden
 from sama_mega.__main__ import main
 from sama_mega.commands.verify import KERNELS
-from sama_mega.model.name_map import released_names
 from sama_mega.parallel.runtime import start_parallel, stop_parallel
+from sama_mega.parameters.names import released_names
 from sama_mega.verify.golden import check_model, check_schedule, golden_recipe, read_golden
 from sama_mega.verify.report import Report
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from sama_mega.config import build_recipe, recipe_to_yaml
 from sama_mega.config.schema import Recipe
 from sama_mega.model.diffusers_names import diffusers_name
-from sama_mega.model.whole_shapes import our_shapes, released_shapes
+from sama_mega.parameters.shapes import our_shapes, released_shapes
 from sama_mega.weights.export_diffusers import WEIGHTS_FILE, export_diffusers, wan_config
 from sama_mega.weights.export_sama import export_sama
 from sama_mega.weights.import_weights import import_weights

@@ -98,8 +98,9 @@ def read_rows(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def repeatable(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of metrics without its times: what a second run must repeat bit for bit."""
-    return {key: value for key, value in row.items() if not key.endswith("_seconds")}
+    """A row of metrics without what was measured: what a second run must repeat bit for bit."""
+    measured = ("speed", "ranks", "memory", "data")
+    return {key: value for key, value in row.items() if not key.endswith("_seconds") and key not in measured}
 
 
 def newest_checkpoint(run_folder: Path) -> Path:

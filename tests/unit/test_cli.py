@@ -217,8 +217,8 @@ def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     received = stand_in(monkeypatch, "evaluate", 0)
     assert status_of("evaluate", "run") == 0
     assert (received["checkpoint"], received["suite"]) == (Path("run"), "synthetic")
-    assert status_of("evaluate", "run", "other") == 0
-    assert received["suite"] == "other"
+    assert status_of("evaluate", "run", "other") == 2
+    assert status_of("evaluate", "run", "synthetic", "--judge-url", "http://judge/v1") == 2
     received = stand_in(monkeypatch, "data", 0)
     assert status_of("data", "synth", "--out", "w", "--videos", "3", "--kind", "recolour", "--kind", "add") == 0
     assert (received["num_videos"], received["kinds"]) == (3, ["recolour", "add"])

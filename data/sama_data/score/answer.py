@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sama_data.rows import Kind
-from sama_data.score.prompts import ANSWER_KEYS, LEAST, MOST, OBSERVATIONS, score_columns
+from sama_data.score.form import OBSERVATIONS, AnswerForm
 
 # Models that were not held to a format put their JSON into one Markdown block.
 _FENCED = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL | re.IGNORECASE)
@@ -25,17 +24,19 @@ class Verdict:
     """One turn's answer.
 
     Attributes:
-        scores: A number from 1 to 10 for each score column that the kind is judged by.
+        scores: A number for each score that was asked for.
         prompt_tokens: As the endpoint counted them; 0 where it does not say.
         completion_tokens: Likewise.
+        observations: What the judge says that it saw.
     """
 
     scores: Mapping[str, float]
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    observations: str = ""
 
 
-def read_completion(body: bytes, kind: Kind) -> Verdict:
+def read_completion(body: bytes, form: AnswerForm) -> Verdict:
     """Returns the verdict in the body of a chat-completions response.
 
     Raises:
@@ -54,20 +55,26 @@ def read_completion(body: bytes, kind: Kind) -> Verdict:
         raise BadAnswer("the answer was cut off at the most tokens allowed")
     usage = response.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    return Verdict(read_scores(content, kind), _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
+    scores, observations = _read_answer(content, form)
+    return Verdict(scores, _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"), observations)
 
 
-def read_scores(content: str, kind: Kind) -> dict[str, float]:
-    """Returns the scores that a model's text holds, by column.
+def read_scores(content: str, form: AnswerForm) -> dict[str, float]:
+    """Returns the scores that a model's text holds, by name.
 
     Raises:
         BadAnswer: It is not one JSON object with exactly the keys that were asked for, or a score is not a number
-            from 1 to 10.
+            of the scale.
     """
+    return _read_answer(content, form)[0]
+
+
+def _read_answer(content: str, form: AnswerForm) -> tuple[dict[str, float], str]:
+    """Returns the scores and the observations of a model's text."""
     text = content.strip()
     fenced = _FENCED.match(text)
     answer = _parse(fenced.group(1) if fenced else text, "the answer")
-    wanted = [ANSWER_KEYS[name] for name in score_columns(kind)]
+    wanted = list(form.keys.values())
     if not isinstance(answer, dict):
         raise BadAnswer(f"the answer is no JSON object: {_shown(text)}")
     missing = [key for key in wanted if key not in answer]
@@ -77,9 +84,11 @@ def read_scores(content: str, kind: Kind) -> dict[str, float]:
         raise BadAnswer(f"the answer {' and '.join(faults)}: {_shown(text)}")
     for key in wanted:
         value = answer[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST <= value <= MOST:
-            raise BadAnswer(f"{key} is {_shown(json.dumps(value))}, not a number from {LEAST} to {MOST}")
-    return {name: float(answer[ANSWER_KEYS[name]]) for name in score_columns(kind)}
+        if isinstance(value, bool) or not isinstance(value, int | float) or not form.least <= value <= form.most:
+            raise BadAnswer(f"{key} is {_shown(json.dumps(value))}, not a number from {form.least} to {form.most}")
+    observations = answer.get(OBSERVATIONS)
+    scores = {name: float(answer[key]) for name, key in form.keys.items()}
+    return scores, observations if isinstance(observations, str) else ""
 
 
 def _parse(text: str | bytes, what: str) -> Any:

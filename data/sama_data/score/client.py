@@ -16,9 +16,8 @@ from typing import Any
 import httpx2
 
 from sama_data.errors import DataError
-from sama_data.rows import Kind
 from sama_data.score.answer import BadAnswer, Verdict, read_completion
-from sama_data.score.prompts import answer_schema
+from sama_data.score.form import AnswerForm
 from sama_data.score.settings import EndpointSettings, JudgeSettings, ResponseFormat
 
 _LOGGER = logging.getLogger("sama_data")
@@ -36,6 +35,10 @@ _SEEDS_PER_TURN = 1000
 
 class EndpointError(DataError):
     """The endpoint cannot be used: asking for other rows would be in vain."""
+
+
+class EndpointRefusal(EndpointError):
+    """The endpoint turns us away: what the user said of it is wrong."""
 
 
 class Unanswered(Exception):
@@ -95,12 +98,12 @@ class JudgeClient:
     ) -> None:
         await self._http.__aexit__(kind, error, trace)
 
-    async def ask(self, messages: list[dict[str, Any]], kind: Kind, turn: int) -> Verdict:
+    async def ask(self, messages: list[dict[str, Any]], form: AnswerForm, turn: int) -> Verdict:
         """Returns the verdict of one turn.
 
         Args:
             messages: What the model is told and shown.
-            kind: Which scores are asked for.
+            form: Which scores are asked for.
             turn: From 1.
 
         Raises:
@@ -111,7 +114,7 @@ class JudgeClient:
         for attempt in range(self._endpoint.attempts):
             await self._wait_at_the_gate()
             try:
-                return await self._attempt(messages, kind, turn + _SEEDS_PER_TURN * attempt)
+                return await self._attempt(messages, form, turn + _SEEDS_PER_TURN * attempt)
             except _Failure as error:
                 failure = error
             if failure.wait_seconds is not None:
@@ -121,7 +124,7 @@ class JudgeClient:
                 await self._back_off(attempt)
         raise Unanswered(failure.reason, failure.is_answer)
 
-    def body(self, messages: list[dict[str, Any]], kind: Kind, seed: int) -> dict[str, Any]:
+    def body(self, messages: list[dict[str, Any]], form: AnswerForm, seed: int) -> dict[str, Any]:
         """Returns the body of a request."""
         body: dict[str, Any] = {
             "model": self._judge.model,
@@ -131,13 +134,13 @@ class JudgeClient:
             "seed": seed,
         }
         if self._format == "json_schema":
-            schema = {"name": "scores", "strict": True, "schema": answer_schema(kind)}
+            schema = {"name": "scores", "strict": True, "schema": form.schema()}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif self._format == "json_object":
             body["response_format"] = {"type": "json_object"}
         return body
 
-    async def _attempt(self, messages: list[dict[str, Any]], kind: Kind, seed: int) -> Verdict:
+    async def _attempt(self, messages: list[dict[str, Any]], form: AnswerForm, seed: int) -> Verdict:
         """Asks once; more often while the endpoint refuses the way in which JSON is asked for.
 
         Raises:
@@ -147,10 +150,10 @@ class JudgeClient:
         """
         while True:
             asked_for = self._format
-            status, retry_after, content = await self._post(self.body(messages, kind, seed))
+            status, retry_after, content = await self._post(self.body(messages, form, seed))
             if status == 200:
                 try:
-                    return read_completion(content, kind)
+                    return read_completion(content, form)
                 except BadAnswer as error:
                     raise _Failure(self._without_key(str(error)), is_answer=True) from None
             text = self._without_key(_error_text(content))
@@ -179,7 +182,9 @@ class JudgeClient:
         """Returns what a status that is not 200 means."""
         said = f"status {status}: {text}" if text else f"status {status}"
         if status in _STOPPING_STATUSES:
-            return EndpointError(f"{self._endpoint.chat_url}: {said}: check --endpoint, --model and the API key")
+            return EndpointRefusal(
+                f"{self._endpoint.chat_url}: {said}: check the URL, the model's name and the API key"
+            )
         if status not in _PASSING_STATUSES and status < 500:
             return Unanswered(said, is_final=True)
         wait = wait_seconds(retry_after)

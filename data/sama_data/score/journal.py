@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,23 @@ _PURPOSE = "answers"
 class Answers:
     """What a journal holds, in little memory: millions of pairs are judged.
 
+    Args:
+        names: Of the scores, in an order; a question may lack the last ones, as a picture lacks motion.
+
     Attributes:
-        turns: For each row's key and each turn that was answered, the numbers in the order of ANSWER_KEYS; a picture's
-            lack the last one.
+        turns: For each row's key and each turn that was answered, the numbers in the order of the names.
         given_up: For each row that the model did not answer properly, why.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] = tuple(ANSWER_KEYS)) -> None:
+        self._names = tuple(names)
         self.turns: dict[str, dict[int, tuple[float, ...]]] = {}
         self.given_up: dict[str, str] = {}
         self._seen: dict[tuple[float, ...], tuple[float, ...]] = {}
 
     def add(self, key: str, turn: int, scores: Mapping[str, float]) -> None:
         """Adds one turn's scores, by column; the row is given up no longer."""
-        numbers = tuple(scores[name] for name in ANSWER_KEYS if name in scores)
+        numbers = tuple(scores[name] for name in self._names if name in scores)
         # There are few different answers: equal ones share their memory.
         self.turns.setdefault(key, {})[turn] = self._seen.setdefault(numbers, numbers)
         self.given_up.pop(key, None)
@@ -52,16 +55,21 @@ class Answers:
         if any(turn not in found for turn in range(1, num_turns + 1)):
             return None
         columns = zip(*(found[turn] for turn in range(1, num_turns + 1)), strict=True)
-        return {name: sum(column) / num_turns for name, column in zip(ANSWER_KEYS, columns, strict=False)}
+        return {name: sum(column) / num_turns for name, column in zip(self._names, columns, strict=False)}
 
 
-def read_journal(path: Path, identity: Mapping[str, Any]) -> Answers:
+def read_journal(path: Path, identity: Mapping[str, Any], names: Sequence[str] = tuple(ANSWER_KEYS)) -> Answers:
     """Returns what a journal holds; nothing where there is none.
+
+    Args:
+        path: The file.
+        identity: The settings that its answers depend on.
+        names: Of the scores, in an order.
 
     Raises:
         DataError: It cannot be read, or its answers were given under other settings.
     """
-    answers = Answers()
+    answers = Answers(names)
     for line in read_lines(path, identity, _PURPOSE):
         answers.take(line)
     return answers
@@ -73,6 +81,8 @@ class Journal(JournalFile):
     Args:
         path: The file; made where there is none.
         identity: The settings that the answers depend on; its first line holds them.
+        names: Of the scores, in an order.
+        keeps_observations: Whether to write what the judge says that it saw: much for millions of pairs.
 
     Attributes:
         answers: What it holds, including what was added here.
@@ -81,8 +91,15 @@ class Journal(JournalFile):
         DataError: It cannot be written, another process writes it, or its answers were given under other settings.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self.answers = Answers()
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        names: Sequence[str] = tuple(ANSWER_KEYS),
+        keeps_observations: bool = False,
+    ) -> None:
+        self.answers = Answers(names)
+        self._keeps_observations = keeps_observations
         self._adding = threading.Lock()
         super().__init__(path, identity, _PURPOSE, self.answers.take, survives_power_loss=True)
 
@@ -94,6 +111,8 @@ class Journal(JournalFile):
         """
         tokens = [verdict.prompt_tokens, verdict.completion_tokens]
         line = {"key": key, "sample_id": sample_id, "turn": turn, "scores": dict(verdict.scores), "tokens": tokens}
+        if self._keeps_observations:
+            line["observations"] = verdict.observations
         with self._adding:
             self.append(line)
             self.answers.add(key, turn, verdict.scores)

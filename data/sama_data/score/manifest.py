@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +11,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sama_data.dataset import Dataset
-from sama_data.errors import ClipError, DataError
+from sama_data.errors import DataError
 from sama_data.names import hash_names
 from sama_data.rewrite import rewrite_manifest, target_names
-from sama_data.score.client import EndpointError, JudgeClient, Unanswered
+from sama_data.score.asking import Outcome, Question, Report, Sheet, ask_all
 from sama_data.score.journal import Answers, Journal
 from sama_data.score.pictures import make_exhibit
-from sama_data.score.plan import Plan, Question
-from sama_data.score.prompts import ANSWER_KEYS, make_messages
+from sama_data.score.plan import Plan
+from sama_data.score.prompts import ANSWER_KEYS, answer_form, make_messages, prompt_digest
 from sama_data.score.settings import EndpointSettings, JudgeSettings
 
 UNSCORED = "unscored"
 
-# Frames of so many clips are in memory at once, whatever the number of requests.
-_MAX_DECODE_THREADS = 4
 
-Report = Callable[[int, int, int], None]
-
-
-@dataclass
-class Outcome:
-    """What asking came to.
-
-    Attributes:
-        num_requests: Requests sent, those that failed included.
-        num_judged: Pairs that were judged in this run.
-        prompt_tokens: Tokens that the endpoint counted in this run.
-        completion_tokens: Likewise.
-        unscored: For each pair without scores, by key, why.
-    """
-
-    num_requests: int = 0
-    num_judged: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    unscored: dict[str, str] = field(default_factory=dict)
-
-
-def ask_all(
+def ask_about_rows(
     dataset: Dataset,
     plan: Plan,
     judge: JudgeSettings,
@@ -75,16 +46,14 @@ def ask_all(
         EndpointError: The endpoint refuses us, fails for too many rows in a row, or was there for none.
         DataError: The journal cannot be written, or a clip has a URL that cannot be read here.
     """
-    run = _Run(dataset, plan, judge, endpoint, journal, report)
-    try:
-        asyncio.run(run.all())
-    except ExceptionGroup as errors:
-        ours, others = errors.split(DataError)
-        if ours is None or others is not None:
-            raise
-        raise ours.exceptions[0] from None
-    run.check_endpoint_was_there()
-    return run.outcome
+
+    def make_sheet(question: Question) -> Sheet:
+        row = dataset[question.index]
+        exhibit = make_exhibit(row, judge)
+        messages = make_messages(row.kind, row.text, exhibit.originals, exhibit.edits)
+        return Sheet(row.sample_id, messages, answer_form(row.kind))
+
+    return ask_all(plan.questions, make_sheet, judge, endpoint, journal, report)
 
 
 def write_scores(
@@ -133,7 +102,7 @@ def write_scores(
     def describe() -> dict[str, Any]:
         if num_seen < len(dataset):
             raise _changed(dataset)
-        return {"tool": "score", "judge": judge.identity(), "endpoint": endpoint.chat_url, **counts}
+        return {"tool": "score", "judge": judge.identity(prompt_digest()), "endpoint": endpoint.chat_url, **counts}
 
     unscored = Counter(reason for reason in reasons if reason is not None)
     counts = {
@@ -144,97 +113,6 @@ def write_scores(
     }
     rewrite_manifest(dataset.parts[0].manifest, out, transform, describe)
     return counts
-
-
-class _Run:
-    """One run's state, all of it in the event loop's thread."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        plan: Plan,
-        judge: JudgeSettings,
-        endpoint: EndpointSettings,
-        journal: Journal,
-        report: Report,
-    ) -> None:
-        self.outcome = Outcome(unscored=dict(journal.answers.given_up))
-        self._dataset = dataset
-        self._total = len(plan.questions)
-        self._questions = iter(plan.questions)
-        self._judge = judge
-        self._endpoint = endpoint
-        self._journal = journal
-        self._report = report
-        self._num_done = self._num_failed = self._failed_in_a_row = 0
-        self._num_absent, self._last_absence = 0, ""
-
-    async def all(self) -> None:
-        num_threads = max(1, min(_MAX_DECODE_THREADS, os.cpu_count() or 1))
-        pool = ThreadPoolExecutor(num_threads, "decode")
-        client = JudgeClient(self._endpoint, self._judge)
-        try:
-            async with client, asyncio.TaskGroup() as group:
-                for _ in range(min(self._endpoint.concurrency, self._total)):
-                    group.create_task(self._work(client, pool, self._questions))
-        finally:
-            self.outcome.num_requests = client.num_requests
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def check_endpoint_was_there(self) -> None:
-        """Raises where no row at all got as far as an answer, good or bad: a manifest of that would tell nothing."""
-        if self._num_absent and self._num_absent == self._total:
-            raise EndpointError(
-                f"{self._endpoint.chat_url}: none of {self._total} rows got an answer, the last for: "
-                f"{self._last_absence}; nothing is written: start this command again when the endpoint is there"
-            )
-
-    async def _work(self, client: JudgeClient, pool: ThreadPoolExecutor, questions: Iterator[Question]) -> None:
-        for question in questions:
-            try:
-                await self._judge_pair(client, pool, question)
-            except ClipError as error:
-                self._leave_unscored(question, f"{Path(error.path).name} {error.reason}")
-            except Unanswered as error:
-                await self._give_up(question, error)
-            else:
-                self._failed_in_a_row = 0
-                self.outcome.num_judged += 1
-                self.outcome.unscored.pop(question.key, None)
-            self._num_done += 1
-            self._report(self._num_done, self._num_failed, self._total)
-
-    async def _judge_pair(self, client: JudgeClient, pool: ThreadPoolExecutor, question: Question) -> None:
-        row = self._dataset[question.index]
-        loop = asyncio.get_running_loop()
-        exhibit = await loop.run_in_executor(pool, make_exhibit, row, self._judge)
-        messages = make_messages(row.kind, row.text, exhibit.originals, exhibit.edits)
-        # One after the other: the pictures are in the server's prefix cache from the second on.
-        for turn in question.turns:
-            verdict = await client.ask(messages, row.kind, turn)
-            await asyncio.to_thread(self._journal.add_turn, question.key, row.sample_id, turn, verdict)
-            self.outcome.prompt_tokens += verdict.prompt_tokens
-            self.outcome.completion_tokens += verdict.completion_tokens
-
-    async def _give_up(self, question: Question, error: Unanswered) -> None:
-        self._leave_unscored(question, error.reason)
-        # What the endpoint was not there to answer is asked again by the next run.
-        if error.is_final:
-            sample_id = self._dataset[question.index].sample_id
-            await asyncio.to_thread(self._journal.give_up, question.key, sample_id, error.reason)
-        else:
-            self._num_absent, self._last_absence = self._num_absent + 1, error.reason
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row >= self._endpoint.max_failed_rows:
-            raise EndpointError(
-                f"{self._endpoint.chat_url}: {self._failed_in_a_row} rows in a row got no scores, the last for: "
-                f"{error.reason}; start this command again when that is mended (--retry-unscored asks about rows "
-                "again that got wrong answers)"
-            )
-
-    def _leave_unscored(self, question: Question, reason: str) -> None:
-        self.outcome.unscored[question.key] = reason
-        self._num_failed += 1
 
 
 def _columns(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sama_data.dataset import Dataset
 from sama_data.names import hash_names
 from sama_data.rows import Kind
+from sama_data.score.asking import Question
 from sama_data.score.journal import Answers
 from sama_data.score.pictures import frames_looked_at, shown_size
 from sama_data.score.prompts import make_messages, score_columns, text_bytes
@@ -95,21 +96,6 @@ class Estimate:
     def as_dict(self) -> dict[str, int]:
         """Returns the counts as plain values."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One pair that is still to be judged.
-
-    Attributes:
-        index: Its first row in the manifest.
-        key: Its name in the journal.
-        turns: The turns that were not answered yet.
-    """
-
-    index: int
-    key: str
-    turns: tuple[int, ...]
 
 
 @dataclass(frozen=True)

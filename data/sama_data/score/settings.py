@@ -7,7 +7,6 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from sama_data.errors import DataError
-from sama_data.score.prompts import prompt_digest
 
 ResponseFormat = Literal["auto", "json_schema", "json_object", "text"]
 
@@ -48,7 +47,7 @@ class JudgeSettings:
             DataError: A value is out of range.
         """
         if not self.model.strip():
-            raise DataError(f"--model is empty: name the model, such as {DEFAULT_MODEL}")
+            raise DataError(f"the model's name is empty: name the model, such as {DEFAULT_MODEL}")
         least = {"turns": 1, "num_frames": 1, "max_frames": 1, "video_side": 28, "image_side": 28}
         for name, value in (least | {"max_output_tokens": 32}).items():
             if getattr(self, name) < value:
@@ -56,9 +55,9 @@ class JudgeSettings:
         if not 0.0 <= self.temperature <= 2.0:
             raise DataError(f"temperature ({self.temperature}) must be from 0 to 2")
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, prompts: str) -> dict[str, Any]:
         """Returns the settings and the prompts' digest as plain values."""
-        return asdict(self) | {"jpeg_quality": JPEG_QUALITY, "prompts": prompt_digest()}
+        return asdict(self) | {"jpeg_quality": JPEG_QUALITY, "prompts": prompts}
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,9 @@ class EndpointSettings:
         """
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise DataError(f"--endpoint ({parts.hostname or self.url}) must be a URL like http://host:8000/v1")
+            raise DataError(f"the endpoint ({parts.hostname or self.url}) must be a URL like http://host:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise DataError(f"--endpoint (at {parts.hostname}) must hold no user, key, query or fragment")
+            raise DataError(f"the endpoint (at {parts.hostname}) must hold no user, key, query or fragment")
         # The key itself must not show up in the message.
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             raise DataError("the API key is empty or holds a line break or a character outside ASCII")

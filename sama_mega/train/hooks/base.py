@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from sama_data.loader import StepSamples
 from sama_mega.config.schema import Recipe
 from sama_mega.train.report import StepReport
 from sama_mega.train.run_end import RunEnd
@@ -46,6 +47,12 @@ class Hook:
 
     def on_step_end(self, run: Run, report: StepReport) -> None:
         """Runs after every optimizer step, a skipped one too, before the next step's data is asked for."""
+
+    def on_step_not_finite(self, run: Run, drawn: StepSamples) -> None:
+        """Runs on every rank, before `on_step_end`, when a step's loss or gradient norm is not finite.
+
+        The weights are still those that the step began with; `drawn` is what this rank trained on.
+        """
 
     def on_stop(self, run: Run) -> None:
         """Runs once when the run was told to stop early, at a step boundary; what must not be lost is saved here."""

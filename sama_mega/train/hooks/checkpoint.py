@@ -25,11 +25,13 @@ class CheckpointHook(Hook):
         self._life = life
         self._saver: CheckpointSaver | None = None
         self._saved_step = 0
+        self._began_from: int | None = None
 
     def on_run_start(self, run: Run) -> None:
         """Forms the saver's group, on every rank."""
         self._saver = CheckpointSaver(run.folder, run.recipe, self._context, self._life)
         self._saved_step = run.start_step
+        self._began_from = run.start_step or None
 
     def on_step_end(self, run: Run, report: StepReport) -> None:
         """Begins a save when one is due; after the last step, waits for it: here its failure still ends the run."""
@@ -50,6 +52,11 @@ class CheckpointHook(Hook):
     def _save(self, saver: CheckpointSaver) -> None:
         saver.save(self._state)
         self._saved_step = self._state.step
+
+    def newest_save(self) -> int | None:
+        """Step of the newest complete checkpoint: this life's, or the one that it began from; None for none."""
+        saved = None if self._saver is None else self._saver.saved_step
+        return self._began_from if saved is None else saved
 
     def raise_failure(self) -> None:
         """Raises the failure on the ranks that know of a failed save."""

@@ -1,16 +1,18 @@
-"""Names the slowest rank and its node."""
+"""Compares the ranks: names the slowest and its node, and finds who has most memory in use."""
 
 from __future__ import annotations
 
 import json
 import logging
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from sama_mega.parallel.collectives import gather_objects_on_first
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.hooks.base import Hook, Run
-from sama_mega.train.pace import Pace, describe_pace, how_far_behind
+from sama_mega.train.pace import Pace, RankPace, describe_pace, how_far_behind, pace_numbers
+from sama_mega.train.rank_load import LoadMeter, QuarantineTally, most_memory
 from sama_mega.train.report import StepReport
 
 WORTH_A_WORD = 0.05
@@ -20,28 +22,49 @@ _log = logging.getLogger(__name__)
 
 
 class PaceHook(Hook):
-    """Every `train.pace_every` steps, names a rank that lags and appends all ranks' times to `pace.jsonl`.
+    """Every `train.pace_every` steps, in one message of all ranks, compares their times and loads.
+
+    Names a rank that lags, appends all ranks' times to `pace.jsonl`, and adds `ranks`, `memory` and `data` to the
+    report, before the hooks that write it down.
 
     Args:
         pace: This rank's time.
+        load: This rank's load.
         context: The running layout.
     """
 
-    def __init__(self, pace: Pace, context: ParallelContext) -> None:
+    def __init__(self, pace: Pace, load: LoadMeter, context: ParallelContext) -> None:
         self._pace = pace
+        self._load = load
         self._context = context
+        self._quarantine: QuarantineTally | None = None
+
+    def on_run_start(self, run: Run) -> None:
+        """Finds the quarantine."""
+        self._quarantine = QuarantineTally(run.folder.quarantine_path)
 
     def on_step_end(self, run: Run, report: StepReport) -> None:
         """Counts the step; gathers when it is due."""
         self._pace.end_step()
         every = run.recipe.train.pace_every
-        if self._context.world_size == 1 or not every or report.step % every:
+        if not every or report.step % every:
             return
         steps = self._pace.steps
-        mine = self._pace.take(socket.gethostname())
-        ranks = gather_objects_on_first(mine, self._context.host_world_group)
+        mine = (self._pace.take(socket.gethostname()), self._load.measure())
+        alone = self._context.world_size == 1
+        ranks = [mine] if alone else gather_objects_on_first(mine, self._context.host_world_group)
         if ranks is None:
             return
+        assert self._quarantine is not None, "on_run_start() first"
+        loads = [load for _, load in ranks]
+        cut = sum(load.num_truncated_prompts for load in loads)
+        report.measured["memory"] = most_memory(loads)
+        report.measured["data"] = {"truncated_prompts": cut, **self._quarantine.read()}
+        if not alone:
+            self._compare(run, report, [pace for pace, _ in ranks], steps)
+
+    def _compare(self, run: Run, report: StepReport, ranks: Sequence[RankPace], steps: int) -> None:
+        report.measured["ranks"] = pace_numbers(ranks)
         if how_far_behind(ranks) >= WORTH_A_WORD:
             _log.info("%s", describe_pace(ranks, steps))
         row = {"step": report.step, "ranks": [asdict(pace) for pace in ranks]}

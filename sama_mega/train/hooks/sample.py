@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,8 +42,19 @@ class _Source:
     fps: float | None
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """What rank 0 decides for all ranks about a row: its source, None where it cannot be decoded, or to stop here."""
+
+    source: _Source | None
+    is_over: bool = False
+
+
 class SampleHook(Hook):
     """Every `train.sample_every` steps and after the last one, edits the manifest's first good videos.
+
+    The clips and their noise are the same every time, in every life and layout. They take `train.sample_seconds` at
+    the most, or what one clip takes.
 
     All ranks sample the same clips, since putting the averaged weights into the model and running it take all of
     them. What only one rank can meet, a clip that does not decode or a picture that cannot be written, stays on rank
@@ -49,7 +62,7 @@ class SampleHook(Hook):
 
     Args:
         recipe: The whole recipe.
-        dataset: Where the clips come from.
+        dataset: Where the clips come from, the same on every rank.
         encoders: Frozen encoders.
         state: Its averaged weights are used.
         context: The running layout; rank 0 decodes and writes.
@@ -70,35 +83,55 @@ class SampleHook(Hook):
         self._editor = Editor(recipe, state.model, encoders, context.device)
 
     def on_step_end(self, run: Run, report: StepReport) -> None:
-        """Samples when it is due."""
+        """Samples when it is due; the files that it wrote are added to the report."""
         every = run.recipe.train.sample_every
         is_due = bool(every) and report.step % every == 0
         if run.recipe.train.num_samples and (is_due or report.step == run.total_steps):
             with self._state.optimizer.temporary_weights(self._state.average.values):
-                self._sample(run, report.step)
+                report.files.extend(self._sample(run, report.step))
 
-    def _sample(self, run: Run, step: int) -> None:
-        sampled, data = 0, run.recipe.data
+    def _sample(self, run: Run, step: int) -> list[Path]:
+        sampled, data, wanted = 0, run.recipe.data, run.recipe.train.num_samples
+        files: list[Path] = []
+        clock = _TurnClock(run.recipe.train.sample_seconds)
         with ClipReader(data.buckets, data.max_frames, data.decode_timeout_seconds) as reader:
             for index in self._candidates():
-                # None on every rank alike: a rank that skipped alone would leave the others waiting for it.
-                source = broadcast_object(self._decoded_on_first_rank(reader, index), self._context.world_group)
-                if source is None:
+                # The same on every rank: one that skipped or stopped alone would leave the others waiting for it.
+                turn = broadcast_object(self._take_turn(reader, index, clock), self._context.world_group)
+                if turn.is_over:
+                    if run.is_main:
+                        _log.info(
+                            "samples of step %d: %d of %d clips, the rest would take longer than train.sample_seconds"
+                            " (%g)",
+                            step,
+                            sampled,
+                            wanted,
+                            run.recipe.train.sample_seconds,
+                        )
+                    return files
+                if turn.source is None:
                     continue
-                self._edit_one(run, f"step-{step:08d}-{sampled}", index, source)
+                files += self._edit_one(run, f"step-{step:08d}-{sampled}", index, turn.source)
+                clock.turn_ended()
                 sampled += 1
-                if sampled == run.recipe.train.num_samples:
-                    return
+                if sampled == wanted:
+                    break
+        return files
+
+    def _take_turn(self, reader: ClipReader, index: int, clock: _TurnClock) -> _Turn:
+        if not self._context.is_first_rank:
+            return _Turn(None)
+        if clock.is_over:
+            return _Turn(None, is_over=True)
+        return _Turn(self._decoded(reader, index))
 
     def _candidates(self) -> list[int]:
         """Rows to try: videos first, a few more than wanted because some may not decode."""
         videos, images = (self._dataset.indices_of(kind).tolist() for kind in ("video", "image"))
         return (videos + images)[: 4 * self._recipe.train.num_samples]
 
-    def _decoded_on_first_rank(self, reader: ClipReader, index: int) -> _Source | None:
-        """A row's source; None on other ranks, and where it cannot be decoded."""
-        if not self._context.is_first_rank:
-            return None
+    def _decoded(self, reader: ClipReader, index: int) -> _Source | None:
+        """A row's source; None where it cannot be decoded."""
         try:
             clip = reader.read(self._dataset[index], self._recipe.data.decode_threads)
         except DataError as error:
@@ -106,7 +139,8 @@ class SampleHook(Hook):
             return None
         return _Source(clip.source, clip.fps)
 
-    def _edit_one(self, run: Run, name: str, index: int, source: _Source) -> None:
+    def _edit_one(self, run: Run, name: str, index: int, source: _Source) -> list[Path]:
+        """Edits a row's source; returns the files that it wrote, on the rank that writes."""
         recipe, row = self._recipe, self._dataset[index]
         num_frames, height, width = source.frames.shape[:3]
         plan = plan_for(row, num_frames, height, width, recipe.motion, recipe.train.seed, epoch=0)
@@ -116,12 +150,39 @@ class SampleHook(Hook):
         settings = SamplingSettings(steps, recipe.diffusion.guidance, recipe.train.seed)
         edited = self._editor.edit(perturbed[None], [prompt], settings, kind=row.kind, num_frames=num_frames)
         if not run.is_main:
-            return
+            return []
         shown, frames = frames_from_pixels(perturbed).numpy(), frames_from_pixels(edited[0]).numpy()
-        path = run.folder.samples / f"{name}.png"
+        picture = run.folder.samples / f"{name}.png"
+        video = picture.with_suffix(".mp4")
+        files = []
         try:
-            before_after_picture(shown, frames, path, title=prompt)
+            before_after_picture(shown, frames, picture, title=prompt)
+            files.append(picture)
             if num_frames > 1:
-                write_video(path.with_suffix(".mp4"), frames, source.fps or DEFAULT_FPS)
+                write_video(video, frames, source.fps or DEFAULT_FPS)
+                files.append(video)
         except OSError as error:
-            _log.warning("sample %s cannot be written: %s", path, error.strerror or error)
+            _log.warning("sample %s cannot be written: %s", picture, error.strerror or error)
+        return files
+
+
+class _TurnClock:
+    """Says when the next turn would take too long, judged by the longest so far.
+
+    Args:
+        seconds: For all turns together; the first is taken anyway.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._ends_at = time.monotonic() + seconds
+        self._turn_began = time.monotonic()
+        self._longest: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self._longest is not None and time.monotonic() + self._longest > self._ends_at
+
+    def turn_ended(self) -> None:
+        now = time.monotonic()
+        self._longest = max(self._longest or 0.0, now - self._turn_began)
+        self._turn_began = now

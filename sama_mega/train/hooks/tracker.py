@@ -1,23 +1,17 @@
-"""Sends the run to MLflow."""
+"""Tracks the run at MLflow."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
-from sama_mega.observe.tracker import (
-    EndFile,
-    MlflowTracker,
-    TrackerSettings,
-    TrackerStatus,
-    flatten,
-    resolve_tracking_uri,
-    without_password,
-)
+from sama_mega.observe.mlflow_run import TrackerSettings, TrackerStatus
+from sama_mega.observe.tracker import MlflowTracker, flatten
+from sama_mega.observe.tracking_uri import resolve_tracking_uri, without_password
 from sama_mega.train.hooks.base import Hook, Run
 from sama_mega.train.report import StepReport
 from sama_mega.train.run_end import EndReason, RunEnd
+from sama_mega.train.run_folder import RunFolder
 
 _STATUS: dict[EndReason, TrackerStatus] = {
     "finished": "FINISHED",
@@ -27,11 +21,13 @@ _STATUS: dict[EndReason, TrackerStatus] = {
     "failed": "FAILED",
 }
 _PICTURE_SUFFIXES = (".png", ".mp4")
-_MAX_PICTURES = 64
 
 
 class TrackerHook(Hook):
-    """Recipe, metrics of every step and, at the end, the sample pictures, unless `track.mlflow` is false."""
+    """Recipe, environment, the rows of metrics.jsonl and sample pictures at once, unless `track.mlflow` is off.
+
+    After the hook that writes metrics.jsonl, whose file is what the tracker reads.
+    """
 
     def __init__(self) -> None:
         """Holds no tracker before the run starts."""
@@ -45,51 +41,39 @@ class TrackerHook(Hook):
         self._tracker.start()
 
     def on_step_end(self, run: Run, report: StepReport) -> None:
-        """Queues the step's numbers."""
+        """Queues the files that the step made."""
         if self._tracker is not None:
-            self._tracker.log_metrics(report.step, tracked_metrics(report))
+            for path in report.files:
+                self._tracker.add_file(path, _artifact_folder(path, run.folder))
 
     def on_run_end(self, run: Run, end: RunEnd) -> None:
-        """Sends the rest, the pictures and the status; a superseded life leaves all that to the newer one."""
-        if self._tracker is not None and end.reason != "superseded":
-            self._tracker.close(_STATUS[end.reason], _pictures(run.folder.samples))
-
-
-def tracked_metrics(report: StepReport) -> dict[str, float]:
-    """The step's numbers under the names that MLflow shows; a slash makes a group."""
-    seconds = report.step_seconds
-    num_samples = report.num_images + report.num_videos
-    metrics = {
-        "loss": report.loss,
-        "loss/flow_matching": report.flow_matching_loss,
-        "loss/semantic": report.semantic_loss,
-        "gradient_norm": report.gradient_norm,
-        "learning_rate": report.learning_rate,
-        "skipped": float(report.skipped is not None),
-        "samples_seen": float(report.samples_seen),
-        "speed/step_seconds": seconds,
-        "speed/samples_per_second": num_samples / seconds if seconds > 0 else math.nan,
-        "speed/tokens_per_second": report.tokens / seconds if seconds > 0 else math.nan,
-        "speed/data_wait_seconds": report.data_wait_seconds,
-    }
-    metrics.update({f"task/{task}": loss for task, loss in report.losses_by_task.items()})
-    return metrics
+        """Sends the rest and the status; a superseded life leaves all that to the newer one."""
+        if self._tracker is None:
+            return
+        if end.reason == "superseded":
+            self._tracker.abandon()
+        else:
+            self._tracker.close(_STATUS[end.reason])
 
 
 def _settings(run: Run) -> TrackerSettings:
     folder = run.folder
     params = flatten(run.recipe.model_dump(mode="json"))
     params["track.uri"] = without_password(params["track.uri"])
+    start_files = (folder.recipe_path, folder.environment_path, folder.diff_path)
     return TrackerSettings(
         uri=resolve_tracking_uri(run.recipe.track.uri),
         experiment=run.recipe.track.experiment,
         run_name=folder.root.name,
         identity_path=folder.tracker_path,
+        metrics_path=folder.metrics_path,
+        start_step=run.start_step,
         # Step 0 with resuming switched off is a new experiment in an old folder.
         continues=run.start_step > 0 or run.recipe.checkpoint.resume,
         params=params,
         tags=_tags(folder.root, folder.environment_path),
-        start_files=tuple(path for path in (folder.recipe_path,) if path.exists()),
+        start_files=tuple(path for path in start_files if path.exists()),
+        earlier_files=_pictures(folder) if run.start_step else (),
     )
 
 
@@ -105,6 +89,10 @@ def _tags(root: Path, environment_path: Path) -> dict[str, str]:
     return tags
 
 
-def _pictures(samples: Path) -> tuple[EndFile, ...]:
-    found = sorted(path for path in samples.rglob("*") if path.suffix in _PICTURE_SUFFIXES)
-    return tuple((path, path.parent.relative_to(samples.parent).as_posix()) for path in found[-_MAX_PICTURES:])
+def _pictures(folder: RunFolder) -> tuple[tuple[Path, str], ...]:
+    found = sorted(path for path in folder.samples.rglob("*") if path.suffix in _PICTURE_SUFFIXES)
+    return tuple((path, _artifact_folder(path, folder)) for path in found)
+
+
+def _artifact_folder(path: Path, folder: RunFolder) -> str:
+    return path.parent.relative_to(folder.root).as_posix()

@@ -81,6 +81,16 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
 # --- length, size and rate ------------------------------------------------------------------------
 
 
+def test_the_start_of_a_longer_clip_is_edited_where_that_is_asked_for(make_clip: Callable[..., Path]) -> None:
+    opened, editor = make_opened()
+    path = make_clip(9)
+    clip = edit_clip(opened, path, "flip it", SETTINGS, max_frames=6, cut=True)
+    assert np.array_equal(clip.source, decode_frames(path, max_frames=6).frames) and len(clip.edit) == 6
+    assert editor.shapes[0][2] == 9 and len(edit_clip(opened, path, "x", SETTINGS, max_frames=9, cut=True).edit) == 9
+    with pytest.raises(ConfigError, match="more than --max-frames"):
+        edit_clip(opened, path, "flip it", SETTINGS, max_frames=6)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 8, 9, 17])
 def test_every_frame_comes_back_and_the_model_sees_4k_plus_1(make_clip: Callable[..., Path], count: int) -> None:
     opened, editor = make_opened()

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from sama_mega.config import CheckpointError, Recipe, build_recipe
-from sama_mega.model import SamaDiT, build_model, whole_shapes
+from sama_mega.model import SamaDiT, build_model
 from sama_mega.model.config import transformer_config
-from sama_mega.model.name_map import from_released, fuse, released_names, to_released, unfuse
+from sama_mega.model.name_map import from_released, fuse, to_released, unfuse
 from sama_mega.model.shards import load_whole
 from sama_mega.parallel.layout import resolve_layout
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
+from sama_mega.parameters import shapes as whole_shapes
+from sama_mega.parameters.names import released_names
 
 TINY = {
     "dim": 24,

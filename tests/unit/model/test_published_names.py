@@ -9,8 +9,9 @@ import torch
 
 from sama_mega.config import Recipe, build_recipe
 from sama_mega.model.diffusers_names import diffusers_name, released_name_of_diffusers
-from sama_mega.model.name_map import fuse, our_place, released_names, unfuse
-from sama_mega.model.whole_shapes import our_shapes, released_shapes, sama_shapes
+from sama_mega.model.name_map import fuse, unfuse
+from sama_mega.parameters.names import our_place, released_names
+from sama_mega.parameters.shapes import our_shapes, released_shapes, sama_shapes
 from sama_mega.weights.export_diffusers import wan_config
 from sama_mega.weights.fit import require_fit
 from sama_mega.weights.source import StoredTensor

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sama_mega.observe.metrics import MetricsError, MetricsFile, read_metrics
+from sama_mega.observe.metrics import MetricsError, MetricsFile, MetricsReader, read_metrics
 
 
 def _write(path: Path, steps: range, start_step: int = 0) -> int:
@@ -93,3 +93,25 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(MetricsError, match="cannot be written"):
         MetricsFile(tmp_path / "absent" / "metrics.jsonl").open(0)
+
+
+def test_a_reader_gives_every_row_once_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    reader = MetricsReader(path, after_step=1)
+    assert reader.next_rows(100) == []
+    _write(path, range(1, 4))
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [row["step"] for row in reader.next_rows(100)] == [2, 3]
+    assert reader.next_rows(100) == []
+    with path.open("a") as file:
+        file.write('ss": 1.0}\n')
+    assert reader.next_rows(100) == [{"step": 4, "loss": 1.0}]
+
+
+def test_a_reader_gives_as_many_rows_as_fit(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    _write(path, range(1, 8))  # two numbers a row: the loss, and whether it was skipped
+    reader = MetricsReader(path, after_step=0)
+    parts = [[row["step"] for row in reader.next_rows(limit)] for limit in (4, 1, 100)]
+    assert parts == [[1, 2], [3], [4, 5, 6, 7]]

@@ -36,7 +36,10 @@ def _row(step: int, **changes: object) -> dict[str, object]:
         "skipped": None,
         "step_seconds": 2.0,
         "data_wait_seconds": 0.5,
-        "samples_seen": 10 * step,
+        "num_images": 6,
+        "num_videos": 4,
+        "tokens": 24_600,
+        "model_tflop": 3.0,
     }
     row.update(changes)
     return row
@@ -45,11 +48,12 @@ def _row(step: int, **changes: object) -> dict[str, object]:
 def test_speed_is_that_of_the_window() -> None:
     clock = _Clock()
     meter = SpeedMeter(clock, window_steps=4)
-    assert math.isnan(meter.samples_per_second) and math.isnan(meter.seconds_left(10))
+    meter.mark(0, samples=10)
+    assert math.isnan(meter.per_second("samples")) and math.isnan(meter.seconds_left(10))
     for step in range(1, 11):
         clock.now += 100 if step < 6 else 2
-        meter.mark(step, 10 * step)
-    assert meter.samples_per_second == pytest.approx(5)
+        meter.mark(step, samples=10)
+    assert meter.per_second("samples") == pytest.approx(5)
     assert meter.seconds_left(110) == pytest.approx(200)
 
 
@@ -74,14 +78,15 @@ def test_lines_carry_the_numbers(caplog: pytest.LogCaptureFixture) -> None:
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 3
     assert lines[0].startswith("stage 0 step 6/20  loss 0.25000  flow 0.20000  semantic 0.50000")
-    assert "5.0 samples/s  data wait 25%  left 0:00:20" in lines[1]
+    assert "5.0 samples/s  12.3k tokens/s  1.5 TFLOP/s  data wait 25%  left 0:00:20  saved -" in lines[1]
     assert lines[2] == "stage 0 step 12 skipped: loss is nan"
 
 
 def test_the_bar_shows_step_loss_speed_and_time_left() -> None:
     clock, output = _Clock(), io.StringIO()
     console = Console(file=output, force_terminal=True, width=140)
-    progress = RunProgress("stage 1", 0, 20, 5, draws_bar=True, clock=clock, console=console)
+    shown = {"peak_tflops": 6.0, "newest_save": lambda: 2, "clock": clock, "console": console}
+    progress = RunProgress("stage 1", 0, 20, 5, draws_bar=True, **shown)
     progress.start()
     for step in range(1, 4):
         clock.now += 2
@@ -89,5 +94,17 @@ def test_the_bar_shows_step_loss_speed_and_time_left() -> None:
     progress.close()
     progress.close()
     text = output.getvalue()
-    for part in ("stage 1", "3/20", "loss 0.2500", "5.0 samples/s", "data wait 25%", "left 0:00:34"):
+    parts = ("stage 1", "3/20", "loss 0.2500", "12.3k tokens/s  MFU 25.0%", "data wait 25%", "left 0:00:34", "saved 2")
+    for part in parts:
         assert part in text, part
+
+
+def test_a_long_run_says_once_when_it_will_end(caplog: pytest.LogCaptureFixture) -> None:
+    clock = _Clock()
+    progress = RunProgress("stage 0", 5, 1026, 1000, draws_bar=False, clock=clock)
+    with caplog.at_level(logging.INFO, logger="sama_mega.observe.progress"):
+        for step in range(6, 40):
+            clock.now += 2
+            progress.step(_row(step, model_tflop=None))
+    (said,) = [line for line in caplog.messages if line.startswith("at this pace")]
+    assert said.startswith("at this pace it ends in 0:33:22, ")

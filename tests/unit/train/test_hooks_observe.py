@@ -7,20 +7,24 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from sama_mega.config.schema import ModelRecipe, Recipe, TrackRecipe, TrainRecipe
+from sama_mega.observe.gpu_kinds import TABLE_VARIABLE
 from sama_mega.observe.progress import PROGRESS_LOGGER
 from sama_mega.train.hooks import tracker as tracker_module
 from sama_mega.train.hooks.base import Hook
 from sama_mega.train.hooks.metrics import MetricsHook
 from sama_mega.train.hooks.progress import ProgressHook
-from sama_mega.train.hooks.tracker import TrackerHook, tracked_metrics
+from sama_mega.train.hooks.tracker import TrackerHook
 from sama_mega.train.report import StepReport
 from sama_mega.train.run_end import RunEnd
 from sama_mega.train.run_folder import RunFolder
+from sama_mega.train.throughput import Throughput, measure_throughput
 
 
 @dataclass
@@ -52,11 +56,13 @@ def _report(step: int, **changes: Any) -> StepReport:
         skipped=None,
         step_seconds=0.5,
         data_wait_seconds=0.1,
+        ended_at_seconds=1_700_000_000.5,
         tokens=1000,
+        model_tflop=0.02,
         num_images=3,
         num_videos=2,
         samples_seen=5 * step,
-        losses_by_task={"cube": 0.5},
+        grouped_losses={"losses_by_task": {"cube": 0.5}},
         sample_digest="abc",
     )
     return replace(report, **changes)
@@ -74,7 +80,11 @@ def _rows(run: _Run) -> list[dict[str, Any]]:
 
 
 def test_a_report_becomes_a_row_of_plain_json() -> None:
-    row = _report(2, loss=math.nan, losses_by_task={"cube": math.inf}, skipped="loss is nan").as_row()
+    losses = {"losses_by_task": {"cube": math.inf}}
+    report = _report(2, loss=math.nan, grouped_losses=losses, skipped="loss is nan")
+    report.measured["speed"] = {"mfu": 0.4}
+    row = report.as_row()
+    assert row["speed"] == {"mfu": 0.4} and "files" not in row and "measured" not in row
     assert row["loss"] is None and row["losses_by_task"] == {"cube": None}
     assert row["skipped"] == "loss is nan" and "sample_ids" not in row
     assert json.loads(json.dumps(row, allow_nan=False)) == row
@@ -111,48 +121,99 @@ def test_progress_lines_come_every_few_steps(tmp_path: Path, caplog: pytest.LogC
     assert "data wait 20%" in lines[1]
 
 
+def test_the_speed_of_a_step() -> None:
+    speed = Throughput(4, rank_peak_tflops=0.1).of(_report(1))
+    assert speed == pytest.approx(
+        {
+            "samples_per_second": 10,
+            "tokens_per_second": 2000,
+            "tokens_per_second_per_rank": 500,
+            "data_wait_share": 0.2,
+            "tflops_per_rank": 0.01,
+            "mfu": 0.1,
+        }
+    )
+    unknown_peak = Throughput(4).of(_report(1))
+    assert "mfu" not in unknown_peak and unknown_peak["tflops_per_rank"] == pytest.approx(0.01)
+    assert "tflops_per_rank" not in Throughput(4, 0.1).of(_report(1, model_tflop=None))
+    assert Throughput(4, 0.1).of(_report(1, step_seconds=0.0)) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "products", "peak"),
+    [
+        ("NVIDIA H200", "bfloat16", "highest", 989),
+        ("NVIDIA H200", "float32", "highest", 67),
+        ("NVIDIA H200", "float32", "high", None),
+        ("Some other device", "bfloat16", "highest", None),
+    ],
+)
+def test_the_peak_is_that_of_the_kind_of_gpu(
+    monkeypatch: pytest.MonkeyPatch, name: str, precision: str, products: str, peak: float | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.delenv(TABLE_VARIABLE, raising=False)
+    train = SimpleNamespace(precision=precision, float32_matmul_precision=products)
+    context: Any = SimpleNamespace(device=torch.device("cuda", 0), world_size=8)
+    measured = measure_throughput(SimpleNamespace(train=train), context)  # type: ignore[arg-type]
+    assert (measured.num_ranks, measured.rank_peak_tflops) == (8, pytest.approx(peak) if peak else None)
+
+
 class _Tracker:
     def __init__(self, settings: Any) -> None:
-        self.settings, self.metrics, self.closed = settings, [], None
+        self.settings, self.files, self.closed, self.abandoned = settings, [], None, False
 
     def start(self) -> None:
         pass
 
-    def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        self.metrics.append((step, metrics))
+    def add_file(self, path: Path, folder: str) -> None:
+        self.files.append((path, folder))
 
-    def close(self, status: str, end_files: tuple[Any, ...]) -> None:
-        self.closed = (status, end_files)
+    def close(self, status: str) -> None:
+        self.closed = status
+
+    def abandon(self) -> None:
+        self.abandoned = True
 
 
-def _tracked(run: _Run, monkeypatch: pytest.MonkeyPatch, reason: str = "finished") -> _Tracker:
+def _tracked(run: _Run, monkeypatch: pytest.MonkeyPatch, reason: str = "finished", files: Any = ()) -> _Tracker:
     made: list[_Tracker] = []
     monkeypatch.setattr(tracker_module, "MlflowTracker", lambda settings: made.append(_Tracker(settings)) or made[0])
     hook = TrackerHook()
     hook.on_run_start(run)
-    hook.on_step_end(run, _report(1))
+    hook.on_step_end(run, _report(1, files=list(files)))
     hook.on_run_end(run, RunEnd(reason))  # type: ignore[arg-type]
     return made[0]
 
 
-def test_the_tracker_gets_recipe_steps_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = _run(tmp_path / "demo")
+def test_the_tracker_gets_recipe_environment_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _run(tmp_path / "demo", start_step=4)
     run.folder.write_recipe("model: {}\n")
-    git = {"commit": "c0ffee", "dirty": True}
+    git = {"commit": "c0ffee", "dirty": True, "diff": "-a\n+b\n"}
     run.folder.write_environment({"command": "sama-mega train", "hostname": "h", "git": git})
     (run.folder.samples / "step-4").mkdir()
-    picture = run.folder.samples / "step-4" / "a.png"
-    picture.write_bytes(b"")
+    earlier, new = run.folder.samples / "step-4" / "a.png", run.folder.samples / "b.mp4"
+    earlier.write_bytes(b"")
     (run.folder.samples / "notes.txt").write_text("")
-    fake = _tracked(run, monkeypatch)
-    assert fake.settings.run_name == "demo" and fake.settings.continues
+    fake = _tracked(run, monkeypatch, files=[new])
+    assert fake.settings.run_name == "demo" and fake.settings.continues and fake.settings.start_step == 4
     assert fake.settings.params["model.dim"] == "64"
     assert fake.settings.params["model.patch_size"] == "[1, 2, 2]"
     assert fake.settings.params["track.uri"] == "http://host"
     assert fake.settings.tags["mlflow.source.git.commit"] == "c0ffee"
-    assert fake.settings.start_files == (run.folder.recipe_path,)
-    assert fake.metrics == [(1, tracked_metrics(_report(1)))]
-    assert fake.closed == ("FINISHED", ((picture, "samples/step-4"),))
+    folder = run.folder
+    assert fake.settings.start_files == (folder.recipe_path, folder.environment_path, folder.diff_path)
+    assert folder.diff_path.read_text() == "-a\n+b\n"
+    assert fake.settings.metrics_path == folder.metrics_path
+    assert fake.settings.earlier_files == ((earlier, "samples/step-4"),)
+    assert fake.files == [(new, "samples")]
+    assert fake.closed == "FINISHED"
+
+
+def test_a_new_run_in_an_old_folder_leaves_its_pictures_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _run(tmp_path)
+    (run.folder.samples / "old.png").write_bytes(b"")
+    assert _tracked(run, monkeypatch).settings.earlier_files == ()
 
 
 @pytest.mark.parametrize(
@@ -160,19 +221,13 @@ def test_the_tracker_gets_recipe_steps_and_pictures(tmp_path: Path, monkeypatch:
     [("stopped", "KILLED"), ("interrupted", "KILLED"), ("refused", "FAILED"), ("failed", "FAILED")],
 )
 def test_the_end_of_a_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, status: str) -> None:
-    assert _tracked(_run(tmp_path), monkeypatch, reason).closed[0] == status
+    assert _tracked(_run(tmp_path), monkeypatch, reason).closed == status
 
 
 def test_a_superseded_life_leaves_the_end_to_the_newer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both write to the same MLflow run, which goes on."""
-    assert _tracked(_run(tmp_path), monkeypatch, "superseded").closed is None
-
-
-def test_tracked_numbers() -> None:
-    metrics = tracked_metrics(_report(2, skipped="gradient norm 9 above 5"))
-    assert metrics["speed/samples_per_second"] == 10 and metrics["task/cube"] == 0.5
-    assert metrics["skipped"] == 1.0
-    assert math.isnan(tracked_metrics(_report(1, step_seconds=0.0))["speed/samples_per_second"])
+    fake = _tracked(_run(tmp_path), monkeypatch, "superseded")
+    assert fake.closed is None and fake.abandoned
 
 
 def test_tracking_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,9 @@ class NotingHook(Hook):
     def on_step_end(self, run: Any, report: Any) -> None:
         self._note("step", report.step)
 
+    def on_step_not_finite(self, run: Any, drawn: Any) -> None:
+        self._note("not finite", drawn.num_slots)
+
     def on_stop(self, run: Any) -> None:
         self._note("stop")
 
@@ -62,11 +65,17 @@ class Rig:
             flow_matching=1.0,
             semantic=0.0,
             num_tokens=9,
-            flow_matching_by_task={},
+            grouped={},
             sample_digest="d",
             slot_sample_indices=(),
         )
-        outcome = SimpleNamespace(losses=losses, gradient_norm=1.0, skipped="loss is nan" if skips else None)
+        outcome = SimpleNamespace(
+            losses=losses,
+            gradient_norm=1.0,
+            skipped="loss is nan" if skips else None,
+            is_finite=not skips,
+            model_tflop=0.5,
+        )
         step: Any = SimpleNamespace(run=lambda drawn, rate: outcome)
         dataset: Any = None
         hooks = [NotingHook("first", self.calls), NotingHook("second", self.calls, **second)]
@@ -164,6 +173,8 @@ def test_a_run_that_skips_every_step_is_refused(tmp_path: Path) -> None:
         rig.run()
     (_, _, end), _ = rig.of("end")
     assert end.reason == "refused" and "train.max_skipped_steps" in end.message
+    # Heard of with the step's samples before it is counted, the last one too.
+    assert rig.calls[2:6] == [*both("not finite", 3), *both("step", 1)] and len(rig.of("not finite")) == 4
     assert rig.state.step == 1
 
 

@@ -16,6 +16,7 @@ from sama_mega.train import pace as module
 from sama_mega.train.hooks import pace as hook_module
 from sama_mega.train.hooks.pace import PaceHook
 from sama_mega.train.pace import Pace, RankPace, describe_pace
+from sama_mega.train.rank_load import RankLoad
 from sama_mega.train.run_folder import RunFolder
 
 
@@ -124,18 +125,22 @@ class Ranks:
     def __init__(self, folder: Path, clock: Clock, every: int, world_size: int = 2) -> None:
         self.pace, self.clock = Pace(torch.device("cpu")), clock
         context: Any = SimpleNamespace(world_size=world_size, host_world_group="everyone on the host")
-        self.hook = PaceHook(self.pace, context)
+        load: Any = SimpleNamespace(measure=lambda: RankLoad({"resident_gib": 1.0}, num_truncated_prompts=3))
+        self.hook = PaceHook(self.pace, load, context)
+        self.measured: list[dict[str, dict[str, float]]] = []
         train = SimpleNamespace(pace_every=every)
         self.run: Any = SimpleNamespace(recipe=SimpleNamespace(train=train), folder=RunFolder(folder))
 
     def steps(self, *steps: int) -> None:
+        self.hook.on_run_start(self.run)
         for step in steps:
             with self.pace.reading():
                 self.clock.seconds += 0.5
             with self.pace.computing():
                 self.clock.seconds += step
-            report: Any = SimpleNamespace(step=step)
+            report: Any = SimpleNamespace(step=step, measured={})
             self.hook.on_step_end(self.run, report)
+            self.measured.append(report.measured)
 
     def rows(self) -> list[dict[str, Any]]:
         path = self.run.folder.pace_path
@@ -147,10 +152,12 @@ def gathered(monkeypatch: pytest.MonkeyPatch) -> list[RankPace]:
     """What rank 0 sent; the other one is called elsewhere."""
     sent: list[RankPace] = []
 
-    def gather(mine: RankPace, group: object) -> list[RankPace]:
+    def gather(mine: tuple[RankPace, RankLoad], group: object) -> list[tuple[RankPace, RankLoad]]:
         assert group == "everyone on the host"
-        sent.append(mine)
-        return [mine, RankPace("elsewhere", mine.reading_seconds, 2 * mine.computing_seconds)]
+        pace = mine[0]
+        sent.append(pace)
+        slow = RankPace("elsewhere", pace.reading_seconds, 2 * pace.computing_seconds)
+        return [mine, (slow, RankLoad({"resident_gib": 2.5}, num_truncated_prompts=1))]
 
     monkeypatch.setattr(hook_module, "gather_objects_on_first", gather)
     return sent
@@ -173,6 +180,12 @@ def test_every_few_steps_all_ranks_are_gathered(
         ],
     }
     assert [row["step"] for row in world.rows()] == [6, 8]
+    assert world.measured[0] == world.measured[2] == {}
+    assert world.measured[1] == {
+        "ranks": {"median_seconds": 8.75, "slowest_seconds": 11.5, "slowest_rank": 1, "spread": 11.5 / 8.75 - 1},
+        "memory": {"resident_gib": 2.5},
+        "data": {"truncated_prompts": 4, "quarantined": 0},
+    }
     assert len(caplog.messages) == 2
     assert all("over 2 steps" in line and "slowest rank 1 on elsewhere" in line for line in caplog.messages)
 
@@ -184,6 +197,8 @@ def test_nobody_is_asked_where_it_is_off_or_there_is_one_rank(
     world = Ranks(tmp_path, clock, every, world_size)
     world.steps(1, 2, 3, 4)
     assert gathered == [] and world.rows() == []
+    told = {"memory": {"resident_gib": 1.0}, "data": {"truncated_prompts": 3, "quarantined": 0}}
+    assert world.measured == ([{}] * 4 if every == 0 else [{}, told, {}, told])
 
 
 def test_other_ranks_write_nothing(

@@ -66,8 +66,9 @@ class Sampler:
 
     def step(self, step: int) -> list[str]:
         """Names of the files in the samples' folder afterwards."""
-        report: Any = SimpleNamespace(step=step)
+        report: Any = SimpleNamespace(step=step, files=[])
         self.hook.on_step_end(self.run, report)
+        self.files = sorted(path.name for path in report.files)
         return sorted(path.name for path in self.run.folder.samples.iterdir())
 
     @property
@@ -134,10 +135,10 @@ def test_pictures_and_clips_are_written_when_due(sampler: Any, world: Path) -> N
     looked = sampler(world / "pairs.jsonl", train__sample_every=2)
     assert looked.step(1) == [] and looked.weights == []
     names = [f"step-00000002-{number}.{ending}" for number in (0, 1) for ending in ("mp4", "png")]
-    assert looked.step(2) == names
+    assert looked.step(2) == names == looked.files
     assert looked.weights == ["averages", "own"]
     assert decode_frames(looked.run.folder.samples / "step-00000002-0.mp4").fps == FPS
-    assert looked.step(3) == names
+    assert looked.step(3) == names and looked.files == []
     assert len(looked.step(4)) == 8
 
 
@@ -156,6 +157,26 @@ def test_sampling_is_bounded(sampler: Any, world: Path) -> None:
     looked = sampler(world / "pairs.jsonl", diffusion__sampling_steps=50, diffusion__guidance=3.0)
     looked.step(4)
     assert {(settings.steps, settings.guidance) for _, _, settings in looked.calls} == {(MAX_SAMPLING_STEPS, 3.0)}
+
+
+def test_no_clip_is_begun_that_would_take_too_long(
+    sampler: Any, world: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(0, 1000, 20))  # of every look at the clock
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    looked = sampler(world / "pairs.jsonl", train__num_samples=4, train__sample_seconds=100)
+    with caplog.at_level(logging.INFO, logger=module.__name__):
+        looked.step(4)
+    assert len(looked.calls) == 2
+    assert caplog.messages == [
+        "samples of step 4: 2 of 4 clips, the rest would take longer than train.sample_seconds (100)"
+    ]
+
+
+def test_one_clip_is_sampled_however_short_the_time(sampler: Any, world: Path) -> None:
+    looked = sampler(world / "pairs.jsonl", train__sample_seconds=1e-9)
+    looked.step(4)
+    assert len(looked.calls) == 1
 
 
 def test_a_clip_that_does_not_decode_gives_its_place_to_the_next(sampler: Any, long_world: Path) -> None:

@@ -149,12 +149,24 @@ def test_large_row_numbers_survive_the_table() -> None:
     assert losses_of(statistics).slot_sample_indices == rows
 
 
-def test_losses_by_task_are_plain_means() -> None:
+def test_losses_of_parts_are_plain_means() -> None:
     statistics = make_statistics(make_recipe(image_weight=0.5))
     record(statistics, range(SLOTS))
-    by_task = losses_of(statistics).flow_matching_by_task
+    losses = losses_of(statistics)
+    by_task = losses.grouped["losses_by_task"]
     assert list(by_task) == ["cube", "edit", "tube"]
     assert by_task == pytest.approx({"cube": 1.3, "edit": (0.1 + 0.7 + 2.9) / 3, "tube": 0.4})
+    assert losses.grouped["losses_by_modality"] == pytest.approx({"image": 0.4, "video": (1.3 + 2.9 + 0.4) / 3})
+    # Of 1000 timesteps: 999, 20.5, 500, 3 and 70.
+    bands = {"0.0-0.2": (0.7 + 2.9 + 0.4) / 3, "0.4-0.6": 1.3, "0.8-1.0": 0.1}
+    assert losses.grouped["losses_by_timestep"] == pytest.approx(bands)
+    assert losses.grouped["semantic_losses_by_modality"] == pytest.approx({"image": 0.4, "video": 1.6 / 3})
+    assert losses.slot_tokens == [TOKENS] * SLOTS
+
+
+@pytest.mark.parametrize(("timestep", "band"), [(0.0, "0.0-0.2"), (200.0, "0.2-0.4"), (1000.0, "0.8-1.0")])
+def test_the_ends_of_the_noise_bands(timestep: float, band: str) -> None:
+    assert make_statistics(make_recipe())._noise_band(timestep) == band
 
 
 @pytest.mark.parametrize("dealt", [([0, 1, 2, 3, 4], []), ([1, 3], [0, 2, 4]), ([4], [3, 2, 1, 0])])
@@ -209,7 +221,7 @@ def test_recording_holds_no_graph() -> None:
 
 def losses_with(rows: list[int]) -> StepLosses:
     empty: list[float] = []
-    return StepLosses(0.0, 0.0, 0.0, empty, empty, empty, rows, [], 0)
+    return StepLosses(0.0, 0.0, 0.0, empty, empty, empty, rows, [], [], [], [])
 
 
 def test_the_digest_tells_rows_and_their_order_apart() -> None:

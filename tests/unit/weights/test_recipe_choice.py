@@ -11,7 +11,7 @@ import torch
 from sama_mega.config import ConfigError, build_recipe
 from sama_mega.config.load import load_recipe
 from sama_mega.model.diffusers_names import diffusers_name
-from sama_mega.model.whole_shapes import released_shapes
+from sama_mega.parameters.shapes import released_shapes
 from sama_mega.weights.recipe_choice import PUBLISHED_RECIPES, choose_recipe
 from sama_mega.weights.source import Source, StoredTensor
 

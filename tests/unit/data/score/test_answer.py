@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sama_data.score.answer import BadAnswer, read_completion, read_scores
-from sama_data.score.prompts import ANSWER_KEYS, answer_schema
+from sama_data.score.prompts import ANSWER_KEYS, answer_form
 from tests.support.chat_server import answer
 
 GOOD = {
@@ -22,6 +22,7 @@ GOOD = {
 }
 SCORES = {"if_score": 9.0, "vq_score": 8.5, "cp_score": 10.0, "mc_score": 1.0}
 TEXT = json.dumps(GOOD)
+VIDEO, IMAGE = answer_form("video"), answer_form("image")
 
 
 def changed(**values: object) -> str:
@@ -30,11 +31,11 @@ def changed(**values: object) -> str:
 
 @pytest.mark.parametrize("text", [TEXT, f"\n {TEXT}\n", f"```json\n{TEXT}\n```", f"```\n{TEXT}\n```"])
 def test_good_answers(text):
-    assert read_scores(text, "video") == SCORES
+    assert read_scores(text, VIDEO) == SCORES
 
 
 def test_observations_may_be_left_out():
-    assert read_scores(json.dumps(dict.fromkeys(ANSWER_KEYS.values(), 9)), "video")["mc_score"] == 9.0
+    assert read_scores(json.dumps(dict.fromkeys(ANSWER_KEYS.values(), 9)), VIDEO)["mc_score"] == 9.0
 
 
 @pytest.mark.parametrize(
@@ -67,14 +68,14 @@ def test_observations_may_be_left_out():
 )
 def test_anything_else_is_refused(text, message):
     with pytest.raises(BadAnswer, match=message):
-        read_scores(text, "video")
+        read_scores(text, VIDEO)
 
 
 def test_a_picture_is_not_judged_by_its_motion():
     with pytest.raises(BadAnswer, match="has motion_consistency"):
-        read_scores(TEXT, "image")
+        read_scores(TEXT, IMAGE)
     still = {key: value for key, value in GOOD.items() if key != "motion_consistency"}
-    assert read_scores(json.dumps(still), "image") == {key: SCORES[key] for key in list(SCORES)[:3]}
+    assert read_scores(json.dumps(still), IMAGE) == {key: SCORES[key] for key in list(SCORES)[:3]}
 
 
 JSON = st.recursive(
@@ -86,7 +87,7 @@ JSON = st.recursive(
 @given(st.one_of(JSON.map(json.dumps), st.text(), st.fixed_dictionaries(dict.fromkeys(GOOD, JSON)).map(json.dumps)))
 def test_whatever_comes_is_refused_or_in_range(text):
     try:
-        scores = read_scores(text, "video")
+        scores = read_scores(text, VIDEO)
     except BadAnswer as error:
         assert "\n" not in str(error)
         return
@@ -96,12 +97,12 @@ def test_whatever_comes_is_refused_or_in_range(text):
 @pytest.mark.parametrize("kind", ["image", "video"])
 @given(score=st.integers(-2, 13), drop=st.sampled_from([None, *ANSWER_KEYS.values()]))
 def test_what_the_schema_allows_is_what_is_taken(kind, score, drop):
-    schema = answer_schema(kind)
+    schema = answer_form(kind).schema()
     sent = {"observations": ""} | dict.fromkeys(schema["required"][1:], score)
     sent.pop(drop, None)
     allowed = jsonschema.Draft202012Validator(schema).is_valid(sent)
     try:
-        read_scores(json.dumps(sent), kind)
+        read_scores(json.dumps(sent), answer_form(kind))
     except BadAnswer:
         assert not allowed
     else:
@@ -126,13 +127,13 @@ def test_what_the_schema_allows_is_what_is_taken(kind, score, drop):
 )
 def test_responses_without_an_answer(reply, message):
     with pytest.raises(BadAnswer, match=message):
-        read_completion(reply, "video")
+        read_completion(reply, VIDEO)
 
 
 def test_tokens_are_counted_where_the_endpoint_counts_them():
     body = json.loads(answer(TEXT).body or b"")
-    verdict = read_completion(json.dumps(body).encode(), "video")
+    verdict = read_completion(json.dumps(body).encode(), VIDEO)
     assert (verdict.scores, verdict.prompt_tokens, verdict.completion_tokens) == (SCORES, 100, 7)
     for usage in (None, [], {}, {"prompt_tokens": "many", "completion_tokens": -1}):
-        verdict = read_completion(json.dumps(body | {"usage": usage}).encode(), "video")
+        verdict = read_completion(json.dumps(body | {"usage": usage}).encode(), VIDEO)
         assert (verdict.prompt_tokens, verdict.completion_tokens) == (0, 0)

@@ -16,7 +16,7 @@ from sama_data.errors import DataError
 from sama_data.score.answer import Verdict
 from sama_data.score.client import EndpointError, JudgeClient, Unanswered, wait_seconds
 from sama_data.score.pictures import data_uri
-from sama_data.score.prompts import make_messages
+from sama_data.score.prompts import answer_form, make_messages
 from sama_data.score.settings import EndpointSettings, JudgeSettings
 from tests.support.chat_server import CLOSE, DRIP, HANG, Asked, ChatServer, Reply, answer, good, refuse, serve
 
@@ -32,7 +32,7 @@ def ask(server: ChatServer, turns: tuple[int, ...] = (1,), **settings: object) -
 
     async def run() -> list[Verdict | Exception]:
         async with JudgeClient(endpoint, JudgeSettings(model="judge", temperature=0.5)) as client:
-            asked = [client.ask(messages, "image", turn) for turn in turns]
+            asked = [client.ask(messages, answer_form("image"), turn) for turn in turns]
             return await asyncio.gather(*asked, return_exceptions=True)  # type: ignore[return-value]
 
     return asyncio.run(run())
@@ -128,8 +128,8 @@ def test_retry_after_holds_for_every_request():
         messages = make_messages("image", "Make it red.", [PICTURE], [PICTURE])
         async with JudgeClient(EndpointSettings(server.url, attempts=1), JudgeSettings()) as client:
             with pytest.raises(Unanswered, match="status 429: slow down"):
-                await client.ask(messages, "image", 1)
-            await client.ask(messages, "image", 2)
+                await client.ask(messages, answer_form("image"), 1)
+            await client.ask(messages, answer_form("image"), 2)
 
     with serve(behave) as server:
         asyncio.run(run(server))

@@ -7,7 +7,7 @@ import pytest
 
 from sama_data.score.prompts import (
     ANSWER_KEYS,
-    answer_schema,
+    answer_form,
     make_messages,
     prompt_digest,
     score_columns,
@@ -25,7 +25,7 @@ def test_every_score_is_explained_and_asked_for(kind):
     text = all_text(kind)
     for key in (ANSWER_KEYS[name] for name in score_columns(kind)):
         assert f"\n{key}: " in text and f'"{key}": N' in text
-        assert key in answer_schema(kind)["required"]
+        assert key in answer_form(kind).schema()["required"]
     assert "{" not in text.replace('{"observations"', "")  # no placeholder was left
     assert "JSON" in text and "<instruction>\nMake it red.\n</instruction>" in text
 
@@ -33,7 +33,7 @@ def test_every_score_is_explained_and_asked_for(kind):
 def test_pictures_have_no_motion():
     text = all_text("image").replace("framing", "")
     assert not any(word in text for word in ("motion", "video", "frame"))
-    assert "motion_consistency" not in answer_schema("image")["properties"]
+    assert "motion_consistency" not in answer_form("image").schema()["properties"]
 
 
 def test_pictures_are_labelled_and_in_order():
@@ -47,8 +47,8 @@ def test_pictures_are_labelled_and_in_order():
 
 def test_the_schema_is_one_and_takes_whole_numbers_from_1_to_10():
     for kind in ("image", "video"):
-        jsonschema.Draft202012Validator.check_schema(answer_schema(kind))
-    validator = jsonschema.Draft202012Validator(answer_schema("image"))
+        jsonschema.Draft202012Validator.check_schema(answer_form(kind).schema())
+    validator = jsonschema.Draft202012Validator(answer_form("image").schema())
     good = {"observations": "", "instruction_following": 1, "visual_quality": 10, "content_preservation": 5}
     assert validator.is_valid(good)
     for wrong in ({"visual_quality": 0}, {"visual_quality": 11}, {"visual_quality": 8.5}, {"motion_consistency": 5}):

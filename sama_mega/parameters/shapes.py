@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from sama_mega.config.schema import LoraRecipe, ModelRecipe
-from sama_mega.model.name_map import our_place
+from sama_mega.parameters.names import our_place
 
 Shape = tuple[int, ...]
 
