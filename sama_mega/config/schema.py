@@ -226,7 +226,7 @@ class AnchorRecipe(Section):
     """Semantic anchoring: which frames are anchors, their tokens, and their share of the loss."""
 
     num_frames: NonNegativeInt = 1
-    """Anchor frames, spread evenly over the target; 1: its first; 0: no semantic tokens, no parts for them, no loss."""
+    """Anchor frames, spread evenly over the target; 1: its first; 0: no semantic tokens, modules nor loss."""
     local_grid: PositiveInt = 8
     """Rows and columns of an anchor's local tokens."""
     global_token: bool = True

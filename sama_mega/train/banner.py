@@ -8,9 +8,9 @@ from sama_data.dataset import Dataset
 from sama_data.loader import SampleLoader
 from sama_mega.config.schema import Recipe
 from sama_mega.model.attention import AttentionHeads
-from sama_mega.model.whole_shapes import our_shapes
 from sama_mega.observe.tracking_uri import resolve_tracking_uri, without_password
 from sama_mega.parallel.runtime import ParallelContext
+from sama_mega.parameters.shapes import our_shapes
 from sama_mega.train.loop import Run
 from sama_mega.train.state import TrainState
 
