@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sama_mega.ablation.measures import GROUPS, Comparison, compare
+from sama_mega.ablation.study import VARIANTS
 from sama_mega.ablation.tables import READING, markdown
+from tests.support.tiny_recipe import REPOSITORY
 
 CLIPS = 30
 LABELS = {"baseline": "base", "better": "better", "same": "same"}
@@ -88,3 +91,16 @@ def test_variants_of_other_clips_are_refused() -> None:
     short["edits"] = {"recolour": short["edits"]["recolour"]}
     with pytest.raises(ValueError, match="same clips"):
         compare({"baseline": [scores(0, 0.0)], "short": [short]})
+
+
+def test_the_documented_tables_are_those_of_the_documented_scores() -> None:
+    text = (REPOSITORY / "docs/evidence.md").read_text(encoding="utf-8")
+    [file] = (REPOSITORY / "docs/evidence").glob("*.json")
+    assert f"(evidence/{file.name})" in text
+    scores = json.loads(file.read_text())
+    unedited = scores.pop("unedited")
+    assert list(scores) == [variant.name for variant in VARIANTS]
+    results = {name: [run | {"unedited": unedited} for run in seeds] for name, seeds in scores.items()}
+    tables = markdown(compare(results), {variant.name: variant.label for variant in VARIANTS})
+    missing = [line for line in tables.splitlines() if line.startswith("|") and line not in text]
+    assert not missing
