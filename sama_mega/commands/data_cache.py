@@ -42,7 +42,7 @@ def run(recipe: str, overrides: Sequence[str], out: Path, as_json: bool = False)
     from sama_mega.parallel.runtime import find_device
     from sama_mega.parallel.torch_settings import apply_torch_settings
     from sama_mega.train.cache_features import FeatureCacher
-    from sama_mega.train.run import open_dataset
+    from sama_mega.train.inputs import open_dataset
 
     apply_torch_settings(loaded)
     dataset = open_dataset(loaded)

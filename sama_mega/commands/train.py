@@ -19,7 +19,8 @@ from sama_mega.train.startup import StartupClock
 from sama_mega.train.stop import StopRequest
 
 if TYPE_CHECKING:
-    from sama_mega.train.run import RunSummary, Start
+    from sama_mega.train.run import Start
+    from sama_mega.train.summary import RunSummary
 
 Result = TypeVar("Result")
 

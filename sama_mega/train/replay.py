@@ -20,10 +20,10 @@ from sama_mega.parallel.torch_settings import apply_torch_settings
 from sama_mega.train.agreement import from_first_rank, on_every_rank
 from sama_mega.train.batch import Batcher
 from sama_mega.train.checkpoint import load_initial_weights
+from sama_mega.train.inputs import open_cache
 from sama_mega.train.numerics.examine import Examination, examine
 from sama_mega.train.numerics.save import describe_examination, read_report
 from sama_mega.train.numerics.saved_step import SavedSamples
-from sama_mega.train.run import open_cache
 from sama_mega.train.shared_encoding import Sharing
 from sama_mega.train.state import build_train_state
 from sama_mega.train.step import TrainStep

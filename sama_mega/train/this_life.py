@@ -99,6 +99,10 @@ class ThisLife:
             end = end_by(error)
             self.file.end(end.reason, end.message)
 
+    def describe(self) -> str:
+        """On the first rank: its number and where it runs."""
+        return f"life {self.number} on {', '.join(self.nodes)}"
+
     def require_newest(self) -> None:
         """Raises SupersededError on the first rank once a newer life has begun; the others hear of it from there."""
         if self.file is not None:

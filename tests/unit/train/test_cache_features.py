@@ -22,8 +22,8 @@ from sama_mega.encoders.feature_cache.index import write_index
 from sama_mega.train import cache_features
 from sama_mega.train.cache_features import CacheReport, FeatureCacher
 from sama_mega.train.encode import FrameEncoders, is_unperturbed
+from sama_mega.train.inputs import open_dataset
 from sama_mega.train.loader_settings import loader_settings
-from sama_mega.train.run import open_dataset
 from tests.support.tiny_recipe import tiny_recipe, tiny_world
 
 CPU = torch.device("cpu")

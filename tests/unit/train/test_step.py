@@ -18,7 +18,7 @@ from sama_mega.parallel import transfer
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train import step as step_module
 from sama_mega.train.batch import Batcher, MicroBatch
-from sama_mega.train.run import build_loader, open_dataset
+from sama_mega.train.inputs import build_loader, open_dataset
 from sama_mega.train.run_folder import RunFolder
 from sama_mega.train.state import TrainState, build_train_state
 from sama_mega.train.step import StepOutcome, TrainStep
