@@ -54,10 +54,15 @@ class StepTime:
         """One line for terminals."""
         share = self.parts[self.bottleneck] / self.seconds
         return (
-            f"{self.seconds:.3g} s a step, {self.tokens_per_second:,.0f} tokens/s, MFU {self.mfu:.0%}, "
-            f"{self.gpu_hours_per_1000_steps:,.0f} GPU-hours per 1,000 steps; "
+            f"{three_digits(self.seconds)} s a step, {self.tokens_per_second:,.0f} tokens/s, MFU {self.mfu:.0%}, "
+            f"{three_digits(self.gpu_hours_per_1000_steps)} GPU-hours per 1,000 steps; "
             f"most of it: {PARTS[self.bottleneck]} ({share:.0%})"
         )
+
+
+def three_digits(value: float) -> str:
+    """A number as people write it: 0.0109, 60.2, 2,007."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def predict_step_time(
