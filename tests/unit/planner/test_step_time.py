@@ -132,6 +132,16 @@ def test_a_cache_of_features_saves_the_encoders(tmp_path: Any) -> None:
     assert step(64, f"data.cache={tmp_path}").parts["encoders"] == 0
 
 
+def test_a_cache_holds_no_perturbed_sources(tmp_path: Any) -> None:
+    stage0 = ["train.stage=0", "data.images_per_step=0"]
+    whole = step(64, *stage0, "motion.speed=0").parts["encoders"]
+    cached = step(64, *stage0, "motion.speed=0", f"data.cache={tmp_path}").parts["encoders"]
+    # Of target and source the source, of 7 weights those of cube and tube; text and pictures are little beside it.
+    assert cached == pytest.approx(whole / 2 * 6 / 7, rel=0.03)
+    unperturbed = [f"motion.{kind}=0" for kind in ("cube", "speed", "tube")]
+    assert step(64, *stage0, *unperturbed, f"data.cache={tmp_path}").parts["encoders"] == 0
+
+
 def test_low_rank_training_has_no_mfu() -> None:
     time = step(64, "lora.rank=16")
     assert time.mfu is None and time.flops is None and "MFU" not in time.describe()
