@@ -95,13 +95,14 @@ def run(
     require_layout(loaded, ranks, asked)
     found = examine(loaded, ranks, asked.gpus_per_node)
     plan = make_plan(loaded, found.layout, asked)
+    cluster = _named_cluster(plan) if scaling else None
     buckets = [bucket_tokens(loaded, width, height) for width, height in loaded.data.buckets]
     print_recipe(str(recipe), loaded, found.layout, buckets, found.samples)
     print_plan(plan, found.layout)
     warnings = [finding.text for finding in found.findings] + [foot_gun.text for foot_gun in plan.foot_guns]
     for warning in warnings:
         print(f"warning    {warning}")
-    simulated = {"scaling": print_scaling(loaded, _named_cluster(plan))} if scaling else {}
+    simulated = {"scaling": print_scaling(loaded, cluster)} if cluster else {}
     if as_json:
         report = {
             "ok": plan.fits,
