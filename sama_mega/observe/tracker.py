@@ -109,9 +109,7 @@ class MlflowTracker:
     def _attempt(self, ending: TrackerStatus | None) -> bool:
         """Brings MLflow up to date; False where it does not answer, which is said once."""
         try:
-            self._run.update()
-            if ending is not None:
-                self._run.finish(ending)
+            self._run.update(ending)
         except Exception as error:  # a tracker in trouble must not stop a training run, whatever it raises
             if not self._failures:
                 _log.warning(
