@@ -347,15 +347,23 @@ def test_a_server_that_never_answers_is_tried_once_more_at_the_end(
     assert len(_warnings(caplog)) == 2
 
 
+def _away() -> None:
+    raise ConnectionError("refused")
+
+
 def test_a_server_that_hangs_does_not_hold_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     server, release = _Server(), threading.Event()
     server._check = lambda: release.wait(30)  # type: ignore[method-assign]
     tracker = _tracker(server, _settings(tmp_path))
     started = time.perf_counter()
+    thread = tracker._thread
+    assert thread is not None
     tracker.close("FINISHED", timeout_seconds=0.2)
     assert time.perf_counter() - started < 5
-    assert "lacks the end of this run" in caplog.text
+    server._check = _away  # type: ignore[method-assign]
     release.set()
+    thread.join(10)
+    assert not thread.is_alive() and caplog.text.count("lacks the end of this run") == 1
 
 
 def test_an_abandoned_run_is_left_to_a_newer_life(tmp_path: Path) -> None:
