@@ -185,6 +185,11 @@ def _other_findings(recipe: Recipe, layout: Layout) -> list[Finding]:
     cache = recipe.data.cache
     if cache is not None and not cache.is_dir():
         findings.append(_stop("data.cache", f"data.cache ({cache}): no such cache"))
+    clips = recipe.train.sample_clips
+    if clips is not None and not clips.exists():
+        findings.append(_stop("train.sample_clips", f"train.sample_clips ({clips}): no such manifest"))
+    elif clips is not None:
+        load_manifest(clips)  # which says what is wrong with it
     if start is None and recipe.train.stage == 1:
         text = "checkpoint.init_from is null: stage 1 starts from random weights"
         findings.append(Finding("checkpoint.init_from", text))
