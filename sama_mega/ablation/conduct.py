@@ -34,6 +34,7 @@ def conduct(study: Study, jobs: int, on_steps: Callable[[int], None]) -> None:
     if not study.world.exists():
         _make_world(study, jobs)
     chains = study.chains()
+    totals = [chain_steps(chain) for chain in chains]
     waiting = [chain for chain in chains if not chain.scores.exists()]
     running: dict[int, tuple[Chain, subprocess.Popen[bytes]]] = {}
     try:
@@ -47,24 +48,25 @@ def conduct(study: Study, jobs: int, on_steps: Callable[[int], None]) -> None:
                 del running[process.pid]
                 if process.returncode:
                     raise ConfigError(f"{chain.name} failed: {_last_line(_log(chain))} (all of it: {_log(chain)})")
-            on_steps(sum(steps_done(chain) for chain in chains))
+            on_steps(sum(steps_done(chain, total) for chain, total in zip(chains, totals, strict=True)))
     finally:
         end_ranks([process for _, process in running.values()])
 
 
 def total_steps(study: Study) -> int:
     """Training steps of all chains, and what scoring counts for."""
-    return sum(_chain_steps(chain) for chain in study.chains())
+    return sum(chain_steps(chain) for chain in study.chains())
 
 
-def steps_done(chain: Chain) -> int:
-    """Of one chain; cheap enough to ask often."""
+def steps_done(chain: Chain, total: int) -> int:
+    """Of one chain, of its `chain_steps`; cheap enough to ask often."""
     if chain.scores.exists():
-        return _chain_steps(chain)
+        return total
     return sum(_last_step(chain.run_folder(stage) / "metrics.jsonl") for stage in STAGES)
 
 
-def _chain_steps(chain: Chain) -> int:
+def chain_steps(chain: Chain) -> int:
+    """Training steps of one chain, and what scoring counts for."""
     return sum(chain.recipe(stage).train.steps for stage in STAGES) + SCORING_STEPS
 
 

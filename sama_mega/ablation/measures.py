@@ -1,4 +1,4 @@
-"""What the study measures, and every variant's means and differences to the first one."""
+"""What the study measures: every variant's means, and their differences."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sama_mega.ablation.bootstrap import RESAMPLES, Interval, mean_interval, paired_interval
+from sama_mega.ablation.study import ALSO_COMPARED
 
 Scores = Mapping[str, Any]
 """What `score.score_chain` gives for one variant and one seed."""
@@ -81,16 +82,18 @@ GROUPS = (
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One variant's value of one measure.
+class Difference:
+    """One variant against another, clip by clip and seed by seed.
 
     Attributes:
-        value: Its mean.
-        difference: To the first variant's, clip by clip; None for the first one.
+        name: Of the variant.
+        against: Of the other.
+        intervals: Of `name` minus `against`, one a measure.
     """
 
-    value: Interval
-    difference: Interval | None
+    name: str
+    against: str
+    intervals: list[Interval]
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,14 @@ class Comparison:
 
     Attributes:
         group: Which.
-        cells: By variant, one a measure.
+        means: By variant, one a measure.
+        differences: To the first variant, and to others.
         reference: One a measure, what one gets without a model.
     """
 
     group: Group
-    cells: dict[str, list[Cell]]
+    means: dict[str, list[Interval]]
+    differences: list[Difference]
     reference: list[float]
 
     def as_json(self) -> dict[str, Any]:
@@ -112,43 +117,59 @@ class Comparison:
         labels = [measure.label for measure in self.group.measures]
         return {
             "title": self.group.title,
-            "variants": {
-                name: {label: asdict(cell) for label, cell in zip(labels, row, strict=True)}
-                for name, row in self.cells.items()
-            },
+            "means": {name: _named(labels, row) for name, row in self.means.items()},
+            "differences": [
+                {"variant": one.name, "against": one.against} | _named(labels, one.intervals)
+                for one in self.differences
+            ],
             "without_a_model": dict(zip(labels, self.reference, strict=True)),
         }
 
 
 def compare(
-    results: Mapping[str, Sequence[Scores]], groups: Sequence[Group] = GROUPS, resamples: int = RESAMPLES
+    results: Mapping[str, Sequence[Scores]],
+    pairs: Sequence[tuple[str, str]] = ALSO_COMPARED,
+    resamples: int = RESAMPLES,
 ) -> list[Comparison]:
-    """Compares every variant with the first.
+    """Compares every variant with the first, and some with another.
 
     Args:
         results: By variant, the scores of each seed; as many seeds for each, of the same clips.
-        groups: What to compare.
+        pairs: Also compared, where both variants are there: one, and what it is compared with.
         resamples: Of the bootstrap.
 
     Raises:
         ValueError: The variants have no common clips and seeds.
     """
+    baseline, *others = results
+    wanted = [(name, baseline) for name in others] + [pair for pair in pairs if set(pair) <= set(others)]
     comparisons = []
-    baseline = next(iter(results.values()))
-    for group in groups:
-        cells: dict[str, list[Cell]] = {}
-        for name, seeds in results.items():
-            row = []
-            for measure in group.measures:
-                ours, kinds = _table(seeds, group, measure)
-                value = mean_interval(ours, kinds, resamples=resamples)
-                others = None if seeds is baseline else _table(baseline, group, measure)[0]
-                difference = None if others is None else paired_interval(ours, others, kinds, resamples=resamples)
-                row.append(Cell(value, difference))
-            cells[name] = row
-        reference = [_reference(baseline[0], group, measure) for measure in group.measures]
-        comparisons.append(Comparison(group, cells, reference))
+    for group in GROUPS:
+        tables = {
+            name: [_table(seeds, group, measure) for measure in group.measures] for name, seeds in results.items()
+        }
+        means = {
+            name: [mean_interval(values, kinds, resamples=resamples) for values, kinds in row]
+            for name, row in tables.items()
+        }
+        differences = [
+            Difference(
+                name,
+                against,
+                [
+                    paired_interval(ours, theirs, kinds, resamples=resamples)
+                    for (ours, kinds), (theirs, _) in zip(tables[name], tables[against], strict=True)
+                ],
+            )
+            for name, against in wanted
+        ]
+        reference = [_reference(results[baseline][0], group, measure) for measure in group.measures]
+        comparisons.append(Comparison(group, means, differences, reference))
     return comparisons
+
+
+def _named(labels: Sequence[str], row: Sequence[Interval]) -> dict[str, Any]:
+    return {label: asdict(interval) for label, interval in zip(labels, row, strict=True)}
 
 
 def _table(seeds: Sequence[Scores], group: Group, measure: Measure) -> tuple[NDArray[np.float64], list[str]]:

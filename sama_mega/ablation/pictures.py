@@ -89,7 +89,7 @@ def draw_held_out_curves(
 
 
 def draw_differences(comparisons: Sequence[Comparison], labels: Mapping[str, str], path: Path) -> None:
-    """Differences to the first variant with their intervals; a small dot a seed.
+    """Differences between variants with their intervals; a short stroke a seed.
 
     Args:
         comparisons: From `measures.compare`.
@@ -97,24 +97,24 @@ def draw_differences(comparisons: Sequence[Comparison], labels: Mapping[str, str
         path: The PNG.
     """
     columns = max(len(one.group.measures) for one in comparisons)
-    figure, axes = _panels(len(comparisons), columns, 3.1 * columns, 2.1 * len(comparisons))
+    figure, axes = _panels(len(comparisons), columns, 3.3 * columns, 2.6 * len(comparisons))
     for place, axis in enumerate(axes):
         one, column = comparisons[place // columns], place % columns
         if column >= len(one.group.measures):
             axis.set_visible(False)
             continue
         measure = one.group.measures[column]
-        others = [(name, row[column].difference) for name, row in one.cells.items() if row[column].difference]
-        for height, (_, interval) in enumerate(reversed(others)):
-            assert interval is not None
-            colour = _COLOURS[len(others) - height]
+        names = list(one.means)
+        pairs = one.differences[::-1]
+        for height, pair in enumerate(pairs):
+            interval, colour = pair.intervals[column], _COLOURS[names.index(pair.name)]
             axis.plot([interval.low, interval.high], [height, height], color=colour, linewidth=2.2)
             axis.plot([interval.mean], [height], "o", color=colour, markersize=6)
             axis.plot(interval.by_seed, [height] * len(interval.by_seed), "|", color="#222222", markersize=8)
         axis.axvline(0, color="#999999", linewidth=0.8)
-        names = [labels[name] for name, _ in reversed(others)]
-        axis.set_yticks(range(len(others)), names if column == 0 else [""] * len(others), fontsize=8)
-        axis.set_ylim(-0.6, len(others) - 0.4)
+        first = [f"{labels[pair.name]}\nagainst {labels[pair.against]}" for pair in pairs]
+        axis.set_yticks(range(len(pairs)), first if column == 0 else [""] * len(pairs), fontsize=7)
+        axis.set_ylim(-0.6, len(pairs) - 0.4)
         axis.set_title(f"{_short(one)}: {measure.label}, {measure.unit}", fontsize=9)
         axis.tick_params(axis="x", labelsize=8)
     figure.savefig(path, dpi=_DPI)

@@ -45,6 +45,8 @@ VARIANTS = (
     Variant("both_shifted_rope", "+SA +MA, shifted RoPE"),
 )
 """The first is what the others are compared with."""
+ALSO_COMPARED = (("both_shifted_rope", "both"),)
+"""Variants that differ from another than the first in one thing only: they are compared with it too."""
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sama_mega.ablation.bootstrap import Interval
-from sama_mega.ablation.measures import Cell, Comparison, Measure
+from sama_mega.ablation.measures import Comparison, Measure
 
 READING = (
-    "A difference is to the first row, clip by clip and seed by seed; in brackets its 95 % interval from a paired"
-    " bootstrap over the held-out clips. Bold: the interval excludes 0 and all seeds have the difference's sign. In"
-    " parentheses behind a mean: the lowest and the highest seed."
+    "A difference is taken clip by clip and seed by seed; in brackets its 95 % interval from a paired bootstrap over"
+    " the held-out clips. Bold: the interval excludes 0 and all seeds have the difference's sign. In parentheses behind"
+    " a mean: the lowest and the highest seed."
 )
 
 
 def markdown(comparisons: Sequence[Comparison], labels: Mapping[str, str]) -> str:
-    """Two tables a group: means, and differences to the first variant.
+    """Two tables a group: means, and differences.
 
     Args:
         comparisons: From `measures.compare`.
@@ -31,19 +31,19 @@ def _means(one: Comparison, labels: Mapping[str, str]) -> str:
     columns = one.group.measures
     reference = [_number(value, measure) for value, measure in zip(one.reference, columns, strict=True)]
     rows = [[one.group.reference, *reference]]
-    for name, cells in one.cells.items():
-        means = [_mean(cell.value, measure) for cell, measure in zip(cells, columns, strict=True)]
+    for name, row in one.means.items():
+        means = [_mean(value, measure) for value, measure in zip(row, columns, strict=True)]
         rows.append([labels[name], *means])
     return _table(["mean", *_headings(columns)], rows)
 
 
 def _differences(one: Comparison, labels: Mapping[str, str]) -> str:
-    first, *others = one.cells.items()
-    rows = [
-        [labels[name], *(_difference(cell, measure) for cell, measure in zip(cells, one.group.measures, strict=True))]
-        for name, cells in others
-    ]
-    return _table([f"difference to {labels[first[0]]}", *_headings(one.group.measures)], rows)
+    rows = []
+    for pair in one.differences:
+        measures = zip(pair.intervals, one.group.measures, strict=True)
+        cells = [_difference(interval, measure) for interval, measure in measures]
+        rows.append([f"{labels[pair.name]} against {labels[pair.against]}", *cells])
+    return _table(["difference", *_headings(one.group.measures)], rows)
 
 
 def _headings(measures: Sequence[Measure]) -> list[str]:
@@ -51,17 +51,16 @@ def _headings(measures: Sequence[Measure]) -> list[str]:
 
 
 def _mean(value: Interval, measure: Measure) -> str:
+    if len(value.by_seed) == 1:
+        return _number(value.mean, measure)
     low, high = (_number(end, measure) for end in (min(value.by_seed), max(value.by_seed)))
     return f"{_number(value.mean, measure)} ({low} to {high})"
 
 
-def _difference(cell: Cell, measure: Measure) -> str:
-    assert cell.difference is not None
-    mean, low, high = (
-        f"{value:+.{_decimals(measure)}f}"
-        for value in (cell.difference.mean, cell.difference.low, cell.difference.high)
-    )
-    clear = cell.difference.excludes_zero and cell.difference.seeds_agree
+def _difference(interval: Interval, measure: Measure) -> str:
+    ends = (interval.mean, interval.low, interval.high)
+    mean, low, high = (f"{value:+.{_decimals(measure)}f}" for value in ends)
+    clear = interval.excludes_zero and interval.seeds_agree
     return f"**{mean}** [{low}, {high}]" if clear else f"{mean} [{low}, {high}]"
 
 

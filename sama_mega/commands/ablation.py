@@ -90,7 +90,7 @@ def write_report(study: Study, minutes: float) -> dict[str, Any]:
     comparisons = compare(results)
     folder = study.folder
     (folder / REPORT_FILE).write_text(markdown(comparisons, labels))
-    (folder / ALL_SCORES_FILE).write_text(json.dumps(results, separators=(",", ":")) + "\n")
+    (folder / ALL_SCORES_FILE).write_text(_every_score(results))
     report = {
         "date": date.today().isoformat(),
         "size": study.size.name,
@@ -104,3 +104,13 @@ def write_report(study: Study, minutes: float) -> dict[str, Any]:
         draw_held_out_curves(results, labels, folder / CURVES, study.size.curve_clips_per_kind)
         draw_differences(comparisons, labels, folder / DIFFERENCES)
     return report
+
+
+def _every_score(results: dict[str, list[dict[str, Any]]]) -> str:
+    """All clips' scores, a line a run; the unedited sources' once, since they are the same for all."""
+    first = next(iter(results.values()))[0]
+    lines = [f'"unedited":{json.dumps(first["unedited"], separators=(",", ":"))}']
+    for name, seeds in results.items():
+        rows = [{part: value for part, value in scores.items() if part != "unedited"} for scores in seeds]
+        lines.append(f'"{name}":[\n' + ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows) + "]")
+    return "{" + ",\n".join(lines) + "}\n"

@@ -22,7 +22,7 @@ from sama_mega.planner.layouts import (
 )
 from sama_mega.planner.memory import GIB, MemoryPlan, predict_memory
 from sama_mega.planner.rank_time import PARTS
-from sama_mega.planner.step_time import StepTime, predict_step_time
+from sama_mega.planner.step_time import StepTime, predict_step_time, three_digits
 from sama_mega.planner.workload import plan_workload
 
 ASSUMED_GPU = "H200"
@@ -200,8 +200,9 @@ def _nothing_fits(recipe: Recipe, num_gpus: int, cluster: Cluster) -> str:
     more = fewest_gpus(recipe, num_gpus, cluster.gpu, cluster.gpus_per_node, cluster.limit_gib)
     if more is None:
         return (
-            f"no layout of up to {MOST_GPUS_TRIED:,} GPUs fits {cluster.limit_gib:g} GiB, of which CUDA and the frozen "
-            f"encoders take {unsplit_gib(recipe):.1f} on every GPU"
+            f"no layout of {_gpus(num_gpus)} fits, nor of its doublings up to {MOST_GPUS_TRIED:,}: each data rank "
+            f"needs a sample, and of {cluster.limit_gib:g} GiB CUDA and the frozen encoders take "
+            f"{unsplit_gib(recipe):.1f} on every GPU"
         )
     typed = " ".join((f"--gpus {more[0]}", *more[1].overrides))
     return f"no layout of {_gpus(num_gpus)} fits; the nearest takes {more[0]:,} GPUs: {typed}"
@@ -233,7 +234,7 @@ def _print_step(step: StepTime) -> None:
     print(f"time       {step.describe()}")
     for part, seconds in step.parts.items():
         if seconds >= 0.005 * step.seconds:
-            print(f"           {PARTS[part]:<44}{seconds:>9.3f}{seconds / step.seconds:>6.0%}")
+            print(f"           {PARTS[part]:<42}{three_digits(seconds):>9} s{seconds / step.seconds:>6.0%}")
 
 
 def _print_suggestions(plan: Plan, layout: Layout) -> None:
@@ -244,7 +245,7 @@ def _print_suggestions(plan: Plan, layout: Layout) -> None:
     print(f"layouts    of {_gpus(num_gpus)} that fit with {HEADROOM_SHARE:.0%} to spare, {order}{none}")
     for one in plan.suggestions:
         typed = " ".join(one.overrides) or "(as it is)"
-        print(f"           {one.step.seconds:>8.3g} s {one.memory.total_gib:>6.0f} GiB  {typed}")
+        print(f"           {three_digits(one.step.seconds):>8} s {one.memory.total_gib:>6.0f} GiB  {typed}")
 
 
 def _typed(candidates: list[Candidate]) -> str:

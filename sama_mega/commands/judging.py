@@ -62,7 +62,7 @@ def show_estimate(
     Returns:
         The same as plain values.
     """
-    print(f"to judge   {pairs}, {judge.turns} turns by {judge.model}")
+    print(f"to judge   {pairs}, {judge.turns} turn{'s' if judge.turns > 1 else ''} by {judge.model}")
     print(f"requests   {estimate.requests} with {estimate.pictures} pictures in all")
     read = estimate.text_tokens + estimate.picture_tokens
     print(f"tokens     {read} read ({estimate.picture_tokens} of pictures), at most {estimate.answer_tokens} written:")

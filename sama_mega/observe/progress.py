@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from sama_mega.observe.log import PROGRESS_LOGGER
 
@@ -21,6 +22,9 @@ _log = logging.getLogger(__name__)
 _WINDOW_STEPS = 50
 _FORECAST_STEPS = 20
 """Steps after which a run says when it will end: the first ones are slower."""
+
+_LEAST_BAR = 4
+"""Columns that rich gives a bar however narrow the terminal is."""
 
 
 def stderr_is_terminal() -> bool:
@@ -67,7 +71,8 @@ class RunProgress:
 
     On a terminal one line carries step, loss, tokens a second, MFU (or TFLOP/s where the GPU's peak is not known),
     time left, the share of time spent waiting for data and the newest save. The same numbers and more go as a plain
-    line to the progress logger every `log_every` steps.
+    line to the progress logger every `log_every` steps. A narrow terminal's line leaves out MFU, then the share of
+    waiting, then the speed: step, loss, time left and save stay.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class RunProgress:
             clock: Seconds, for the speed.
             console: Where the bar goes; stderr by default.
         """
+        self._console = console or Console(stderr=True)
         self._label, self._start, self._total, self._log_every = label, start_step, total_steps, log_every
         self._meter = SpeedMeter(clock)
         self._peak_tflops, self._newest_save = peak_tflops, newest_save
@@ -103,7 +109,7 @@ class RunProgress:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if draws_bar:
-            self._bar = _make_bar(console or Console(stderr=True))
+            self._bar = _make_bar(self._console)
 
     def start(self) -> None:
         """Shows the bar."""
@@ -136,7 +142,16 @@ class RunProgress:
             self._bar = None
 
     def _bar_numbers(self, row: Mapping[str, Any]) -> str:
-        return f"loss {_number(row['loss'], '.4f')}  {self._speed()}  {self._outlook(row)}"
+        """As many numbers as the terminal is wide enough for."""
+        tokens, *hardware = self._speed()
+        waiting, *outlook = self._outlook(row)
+        first = f"loss {_number(row['loss'], '.4f')}"
+        room = self._console.width - len(f"{self._label}  {self._total}/{self._total} ") - _LEAST_BAR
+        for middle in ((tokens, *hardware, waiting), (tokens, waiting), (tokens,)):
+            numbers = "  ".join((first, *middle, *outlook))
+            if len(numbers) <= room:
+                return numbers
+        return "  ".join((first, *outlook))
 
     def _line(self, row: Mapping[str, Any]) -> str:
         parts = [
@@ -147,14 +162,14 @@ class RunProgress:
             f"grad norm {_number(row['gradient_norm'], '.3f')}",
             f"lr {_number(row['learning_rate'], '.2e')}",
             f"{_number(self._meter.per_second('samples'), '.1f')} samples/s",
-            self._speed(),
-            self._outlook(row),
+            *self._speed(),
+            *self._outlook(row),
         ]
         if row.get("skipped"):
             parts.append(f"skipped: {row['skipped']}")
         return "  ".join(parts)
 
-    def _speed(self) -> str:
+    def _speed(self) -> list[str]:
         """Tokens a second, and how much of the hardware that is, where it is known."""
         parts = [f"{_short(self._meter.per_second('tokens'))} tokens/s"]
         tflops = self._meter.per_second("tflop")
@@ -162,12 +177,12 @@ class RunProgress:
             parts.append(f"MFU {tflops / self._peak_tflops:.1%}")
         elif math.isfinite(tflops):
             parts.append(f"{tflops:.3g} TFLOP/s" if tflops >= 1 else f"{1000 * tflops:.3g} GFLOP/s")
-        return "  ".join(parts)
+        return parts
 
-    def _outlook(self, row: Mapping[str, Any]) -> str:
+    def _outlook(self, row: Mapping[str, Any]) -> list[str]:
         left = format_seconds(self._meter.seconds_left(self._total))
         saved = self._newest_save()
-        return f"data wait {_data_wait(row)}  left {left}  saved {'-' if saved is None else saved}"
+        return [f"data wait {_data_wait(row)}", f"left {left}", f"saved {'-' if saved is None else saved}"]
 
 
 def format_seconds(seconds: float) -> str:
@@ -182,7 +197,7 @@ def _make_bar(console: Console) -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
-        MofNCompleteColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[numbers]}"),
     )
     return Progress(*columns, console=console, refresh_per_second=2, transient=False, expand=True)

@@ -10,17 +10,18 @@ from sama_mega.parameters.names import our_place
 Shape = tuple[int, ...]
 
 
-def released_shapes(model: ModelRecipe) -> dict[str, Shape]:
+def released_shapes(model: ModelRecipe, anchors: bool = True) -> dict[str, Shape]:
     """Every tensor of a model under the released checkpoint's names, in the order of a forward pass.
 
     Args:
         model: A recipe's section.
+        anchors: Whether it has anchor frames, as released models have: `anchor.num_frames` is not 0.
 
     Source: sama.md section 7; ``WanModel`` in Cynthiazxy123/SAMA@5c6bb5b.
     """
     dim = model.dim
     shapes = {"patch_embedding.weight": (dim, model.in_channels, *model.patch_size), "patch_embedding.bias": (dim,)}
-    shapes |= sama_shapes(model)
+    shapes |= sama_shapes(model, anchors)
     shapes |= _linear("text_embedding.0", model.text_dim, dim) | _linear("text_embedding.2", dim, dim)
     shapes |= _linear("time_embedding.0", model.time_features, dim) | _linear("time_embedding.2", dim, dim)
     shapes |= _linear("time_projection.1", dim, 6 * dim)
@@ -30,20 +31,22 @@ def released_shapes(model: ModelRecipe) -> dict[str, Shape]:
     return shapes | _linear("head.head", dim, model.out_channels * prod(model.patch_size))
 
 
-def sama_shapes(model: ModelRecipe) -> dict[str, Shape]:
+def sama_shapes(model: ModelRecipe, anchors: bool = True) -> dict[str, Shape]:
     """The part of `released_shapes` that plain Wan weights lack."""
     dim = model.dim
     shapes: dict[str, Shape] = {"segment_embedding.weight": (3, dim)} if model.roles == "segment" else {}
+    if not anchors:
+        return shapes
     shapes |= _norm("siglip_feat_mlp.norm", model.semantic_dim)
     shapes |= _linear("siglip_feat_mlp.fc1", model.semantic_dim, model.semantic_hidden_dim)
     shapes |= _linear("siglip_feat_mlp.fc2", model.semantic_hidden_dim, dim)
     return shapes | _norm("semantic_head.norm", dim) | _linear("semantic_head.proj", dim, model.semantic_dim)
 
 
-def our_shapes(model: ModelRecipe) -> dict[str, Shape]:
+def our_shapes(model: ModelRecipe, anchors: bool = True) -> dict[str, Shape]:
     """Every parameter under our names, whole: what a checkpoint of this model holds."""
     shapes: dict[str, Shape] = {}
-    for released, shape in released_shapes(model).items():
+    for released, shape in released_shapes(model, anchors).items():
         name, _, num_parts = our_place(released)
         shapes[name] = (num_parts * shape[0], *shape[1:])
     return shapes

@@ -10,7 +10,7 @@ from sama_mega.observe.gpu_kinds import GpuKind
 from sama_mega.parallel.layout import Layout
 from sama_mega.planner.activations import BlockSizes
 from sama_mega.planner.encoder_memory import encoder_weight_bytes
-from sama_mega.planner.layouts import RECOMPUTE_MODES
+from sama_mega.planner.layouts import HEADROOM_SHARE, RECOMPUTE_MODES
 from sama_mega.planner.memory import GIB, MemoryPlan, predict_memory
 from sama_mega.planner.step_time import predict_step_time
 from sama_mega.planner.workload import Workload
@@ -91,7 +91,7 @@ def _needless_recompute(recipe: Recipe, layout: Layout, work: Workload, cluster:
     for less in RECOMPUTE_MODES[: RECOMPUTE_MODES.index(mode)]:
         changed = recipe.model_copy(update={"train": recipe.train.model_copy(update={"recompute": less})})
         memory = predict_memory(changed, layout, work)
-        if memory.total > cluster.limit_gib * GIB:
+        if memory.total > (1 - HEADROOM_SHARE) * cluster.limit_gib * GIB:
             continue
         faster = 1 - predict_step_time(changed, layout, cluster.gpu, cluster.gpus_per_node, work).seconds / now
         if faster > _WORTH_SAYING:

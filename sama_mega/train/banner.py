@@ -16,7 +16,13 @@ from sama_mega.train.state import TrainState
 
 
 def describe_run(
-    run: Run, dataset: Dataset, loader: SampleLoader, state: TrainState, context: ParallelContext
+    run: Run,
+    dataset: Dataset,
+    loader: SampleLoader,
+    state: TrainState,
+    context: ParallelContext,
+    *,
+    is_kept: bool = True,
 ) -> list[str]:
     """The lines, each a word and what it is about.
 
@@ -26,6 +32,7 @@ def describe_run(
         loader: Knows what a step takes of it.
         state: Knows this rank's parameters.
         context: The running layout.
+        is_kept: Whether it saves, samples and tracks; a run that is only looked at does not.
     """
     recipe = run.recipe
     parts = {
@@ -36,15 +43,14 @@ def describe_run(
         "data": _data(dataset),
         "encoders": _encoders(recipe),
         "computes": _computes(recipe, state, context),
-        "saves": _saves(recipe),
-        "samples": _samples(recipe),
-        "tracker": _tracker(recipe),
     }
+    if is_kept:
+        parts |= {"saves": _saves(recipe), "samples": _samples(recipe), "tracker": _tracker(recipe)}
     return [f"{word:<9} {text}" for word, text in parts.items()]
 
 
 def _model(recipe: Recipe, state: TrainState) -> str:
-    whole = sum(prod(shape) for shape in our_shapes(recipe.model).values())
+    whole = sum(prod(shape) for shape in our_shapes(recipe.model, recipe.anchor.num_frames > 0).values())
     own = sum(parameter.numel() for stage in state.stages for parameter in stage.parameters())
     model, rank = recipe.model, recipe.lora.rank
     trained = f", low-rank changes of rank {rank} are trained" if rank else ""

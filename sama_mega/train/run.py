@@ -125,7 +125,8 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
             life.goes_on_from(state.step)
         run = Run(recipe, folder, context.is_first_rank, state.step, recipe.train.steps)
         if context.is_first_rank:
-            _announce([life.describe(), *lines, *describe_run(run, dataset, loader, state, context)])
+            is_kept = start.hooks is None
+            _announce([life.describe(), *lines, *describe_run(run, dataset, loader, state, context, is_kept=is_kept)])
         batcher = Batcher(recipe, parts.encoders, context.device, Sharing.among(context), parts.cache)
         pace, statistics = Pace(context.device), LayerStatistics(recipe, context, state)
         train_step = TrainStep(recipe, context, state, batcher, pace, statistics)

@@ -194,9 +194,10 @@ def run_cases(ranks: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def reports() -> dict[int, dict[str, Any]]:
-    """By number of ranks, by label: the first rank's, which has everybody's tensors."""
-    return {ranks: run_distributed(run_cases, ranks, TIMEOUT_SECONDS, (ranks,))[0] for ranks in CASES}
+def reports(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Of so many ranks, by label: the first rank's, which has everybody's tensors."""
+    ranks: int = request.param
+    return run_distributed(run_cases, ranks, TIMEOUT_SECONDS, (ranks,))[0]
 
 
 def parameters(planted: bool) -> list[Any]:
@@ -208,18 +209,20 @@ def parameters(planted: bool) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("ranks", "name"), parameters(planted=False))
-def test_a_layout_takes_the_step_of_one_rank(ranks: int, name: str, reports: Any) -> None:
-    report = reports[ranks][name]
+@pytest.mark.parametrize(("reports", "name"), parameters(planted=False), indirect=["reports"])
+def test_a_layout_takes_the_step_of_one_rank(reports: dict[str, Any], name: str) -> None:
+    report = reports[name]
     wrong = [(check.tensor, check.error) for check in report.worst_first if not check.passed]
     assert not wrong, wrong[:5]
     # 26 parameters outside the blocks and 21 in each: a gradient and an update of every one, and six losses a step.
     assert len(report.checks) == 2 * 6 + 2 * (26 + 4 * 21)
 
 
-@pytest.mark.parametrize("name", OTHER_MODELS)
-def test_models_without_a_part_take_the_step_of_one_rank(name: str, reports: Any) -> None:
-    report = reports[OTHER_MODELS[name][0]][name]
+@pytest.mark.parametrize(
+    ("reports", "name"), [(ranks, name) for name, (ranks, _, _) in OTHER_MODELS.items()], indirect=["reports"]
+)
+def test_models_without_a_part_take_the_step_of_one_rank(reports: dict[str, Any], name: str) -> None:
+    report = reports[name]
     wrong = [(check.tensor, check.error) for check in report.worst_first if not check.passed]
     assert not wrong, wrong[:5]
     # Without anchors 10 parameters fewer, semantic MLP and head; without types one.
@@ -227,9 +230,9 @@ def test_models_without_a_part_take_the_step_of_one_rank(name: str, reports: Any
     assert len(report.checks) == 2 * 6 + 2 * num_parameters
 
 
-@pytest.mark.parametrize(("ranks", "name"), parameters(planted=True))
-def test_a_planted_bug_breaks_exactly_what_is_written(ranks: int, name: str, reports: Any) -> None:
-    report = reports[ranks][name]
+@pytest.mark.parametrize(("reports", "name"), parameters(planted=True), indirect=["reports"])
+def test_a_planted_bug_breaks_exactly_what_is_written(reports: dict[str, Any], name: str) -> None:
+    report = reports[name]
     assert not report.ok
     assert report.must_break
     assert not report.not_as_written, report.not_as_written[:5]

@@ -81,7 +81,7 @@ def test_lines_of_demo_size_run(
     ("text", "problem"),
     [
         ("sama-mega trian recipes/demo_stage0.yaml", "no command trian"),
-        ("sama-mega check recipes/demo_stage0.yaml --gpu 8", "--gpu"),
+        ("sama-mega check recipes/demo_stage0.yaml --ranks 8", "--ranks"),
         ("sama-mega train recipes/demo_stage0.yaml train.step=3", "train.step"),
         ("sama-mega train recipes/demo_stage2.yaml", "no such recipe"),
         ("sama-mega submit recipes/demo_stage0.yaml --sweep train.sed=1,2", "train.sed"),

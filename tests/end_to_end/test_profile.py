@@ -60,6 +60,7 @@ def test_profile_of_one_rank(world: Path, tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr()
     report = json.loads(shown.out.splitlines()[-1])
     assert "started from random weights" in shown.err
+    assert not any(line.startswith(("saves ", "samples ", "tracker ")) for line in shown.err.splitlines())
 
     # The ranges lie within the steps and within each other.
     events = timed_events(tmp_path / "trace-rank-00000.json.gz")

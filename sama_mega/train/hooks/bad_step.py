@@ -57,7 +57,7 @@ class BadStepHook(Hook):
             seconds = time.perf_counter() - began
             kept = f"kept in {seconds:.1f} s" if is_new else "an earlier life kept it"
             _log.error(
-                "%s: sama-mega train %s --replay %s (as %d ranks, or with another layout)",
+                "%s: sama-mega train %s --replay %s (ranks then: %d; another layout works too)",
                 kept,
                 report.with_name(RECIPE_FILE),
                 report,

@@ -80,8 +80,8 @@ class Examination:
             return "first tensor that is not finite: " + "; and ".join(one.describe() for one in self.first)
         if self.is_finite:
             return "every tensor is finite now, so the step does not repeat itself: suspect a device or a message"
-        samples = ", ".join(self.bad_loss_ids) or "none of them alone"
-        return f"every tensor between modules is finite, but the loss is not: it overflowed for sample {samples}"
+        where = f"in samples {', '.join(self.bad_loss_ids)}" if self.bad_loss_ids else "in the sum over samples alone"
+        return f"every tensor between modules is finite, but the loss is not: it overflowed {where}"
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ class Finding:
         """One line for a log."""
         words = [f"{self.name} ({self.phase}) on {_ranks(self.ranks, self.places)}"]
         if self.micro_batch is not None:
-            words.append(f"micro-batch {self.micro_batch}, sample {_shortened(self.sample_ids)}")
+            plural = "s" if len(self.sample_ids) > 1 else ""
+            words.append(f"micro-batch {self.micro_batch}, sample{plural} {_shortened(self.sample_ids)}")
         words.append(f"{self.num_not_finite:,} of {self.num_elements:,} elements are not finite")
         if self.input_max_abs is not None:
             words.append(f"its input reaches {self.input_max_abs:.3g}")

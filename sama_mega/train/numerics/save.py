@@ -201,8 +201,9 @@ def read_report(path: Path) -> tuple[Path, dict[str, Any]]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"--replay ({path}) cannot be read: {error}: give the report.json of a step in a run's replay folder"
+            f"--replay ({file}) cannot be read: {reason}: give the report.json of a step in a run's replay folder"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ConfigError(f"--replay ({path}) is no report of format {FORMAT}: give the report.json of a bad step")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sama_mega.ablation import conduct as conducting
-from sama_mega.ablation.conduct import conduct, steps_done, total_steps
+from sama_mega.ablation.conduct import chain_steps, conduct, steps_done, total_steps
 from sama_mega.ablation.study import KINDS, VARIANTS, Chain, Size, Study
 from sama_mega.commands import ablation
 from sama_mega.config import ConfigError
@@ -65,22 +65,28 @@ def test_every_run_trains_both_stages_and_is_scored(study: Study) -> None:
     assert tasks[0] == {"none", "edit"} and tasks[1] & {"cube", "speed", "tube"}
 
 
-def test_what_is_finished_is_not_done_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_finished_is_not_done_again(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(conducting.subprocess, "Popen", lambda *_, **__: pytest.fail("nothing is left to run"))
     conduct(study, 2, lambda _: None)
     first = study.chains()[0]
-    assert steps_done(first) == total_steps(replace(study, variants=TWO[:1]))
+    assert steps_done(first, 7) == 7
+    unscored = Chain(replace(study, folder=tmp_path), TWO[0], 0)
+    shutil.copytree(first.run_folder(0), unscored.run_folder(0))
+    assert steps_done(unscored, 7) == STEPS
+    assert total_steps(study) == 2 * chain_steps(first) == 2 * (2 * STEPS + conducting.SCORING_STEPS)
 
 
 def test_the_report_has_tables_scores_and_pictures(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     report = ablation.write_report(study, 1.0)
-    assert [group["variants"].keys() for group in report["groups"]] == [{variant.name for variant in TWO}] * 3
+    assert [group["means"].keys() for group in report["groups"]] == [{variant.name for variant in TWO}] * 3
     assert "| +SA +MA, shifted RoPE |" in (study.folder / ablation.REPORT_FILE).read_text()
     assert json.loads((study.folder / ablation.RESULTS_FILE).read_text()) == json.loads(json.dumps(report))
     scores = json.loads((study.folder / ablation.ALL_SCORES_FILE).read_text())
-    assert {name: len(seeds) for name, seeds in scores.items()} == {variant.name: 1 for variant in TWO}
+    runs = {chain.variant.name: json.loads(chain.scores.read_text()) for chain in study.chains()}
+    assert scores.pop("unedited") == runs["baseline"].pop("unedited") == runs[TWO[1].name].pop("unedited")
+    assert scores == {name: [run] for name, run in runs.items()}
     pytest.importorskip("matplotlib")
     for name in (ablation.LOSSES, ablation.CURVES, ablation.DIFFERENCES):
         with Image.open(study.folder / name) as picture:

@@ -36,6 +36,15 @@ def test_a_recipe_that_fits(repo_root: Path, capsys: pytest.CaptureFixture[str])
     assert "train.recompute (full) computes again what there is room to keep" in printed
 
 
+def test_less_recompute_is_advised_where_it_leaves_room(repo_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, request = repo_root / "recipes/wan14b_stage1.yaml", GpuRequest("A100", memory_gib=138)
+    run(recipe, gpus=8, request=request)
+    printed = capsys.readouterr().out
+    # Without recompute 135 GiB: it would fit, but not with the room that suggested layouts leave.
+    assert "train.recompute=none takes" not in printed and "train.recompute=selective takes" in printed
+    assert " s a step" in printed and "e+03" not in printed
+
+
 def test_what_does_not_fit_is_refused_with_what_does(repo_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = repo_root / "recipes/wan14b_stage1.yaml"
     with pytest.raises(ConfigError, match=r"does not fit.*the nearest layouts of 8 GPUs that fit: ") as refused:
@@ -65,6 +74,14 @@ def test_a_cpu_recipe_is_held_to_no_gpu(repo_root: Path, capsys: pytest.CaptureF
     assert report["fits"] and report["gpu"] is None and report["step_time"] is None and report["layouts"] == []
     run(repo_root / "recipes/demo_stage0.yaml", gpus=2, request=GpuRequest("A100"))
     assert last_line(capsys)["gpu"] == {"name": "A100", "assumed": False, "memory_gib": 79.2}
+
+
+def test_scaling_without_a_gpu_is_refused_before_anything_is_printed(
+    repo_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="--scaling needs a kind of GPU"):
+        check.run(repo_root / "recipes/demo_stage1.yaml", [], scaling=True)
+    assert capsys.readouterr().out == ""
 
 
 def test_memory_and_kind_of_ones_own(repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ import sama_mega.model.heads
 from sama_mega.config import ConfigError, Recipe, build_recipe
 from sama_mega.model import ModelInput, ModelOutput, SamaDiT, build_model
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
+from sama_mega.parameters.shapes import our_shapes
 
 SIZES = {
     "dim": 64,
@@ -173,6 +174,7 @@ def test_without_anchor_frames_there_is_no_part_for_semantic_tokens(context: Par
     names = {name for name, _ in bare.named_parameters()}
     missing = {name for name, _ in model.named_parameters()} - names
     assert {name.split(".")[0] for name in missing} == {"siglip_feat_mlp", "semantic_head"}
+    assert our_shapes(bare.recipe.model, anchors=False).keys() == names
     inputs = edit_inputs()
     del inputs["noisy_semantic"]
     output = run(bare, **inputs)

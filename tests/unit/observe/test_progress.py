@@ -99,6 +99,23 @@ def test_the_bar_shows_step_loss_speed_and_time_left() -> None:
         assert part in text, part
 
 
+@pytest.mark.parametrize(("width", "shows_tokens"), [(95, True), (80, True), (72, False), (66, False)])
+def test_a_narrow_terminal_keeps_step_loss_time_left_and_save(width: int, shows_tokens: bool) -> None:
+    clock, output = _Clock(), io.StringIO()
+    console = Console(file=output, force_terminal=True, width=width, color_system=None)
+    shown = {"peak_tflops": 6.0, "newest_save": lambda: 1500, "clock": clock, "console": console}
+    progress = RunProgress("stage 0", 0, 1550, 500, draws_bar=True, **shown)
+    progress.start()
+    for step in (1, 2):
+        clock.now += 2
+        progress.step(_row(step))
+    progress.close()
+    text = output.getvalue()
+    for part in ("stage 0", "2/1550 ", "loss 0.2500", "left 0:51:36", "saved 1500"):
+        assert part in text, part
+    assert ("tokens/s" in text) == shows_tokens and "…" not in text
+
+
 def test_a_long_run_says_once_when_it_will_end(caplog: pytest.LogCaptureFixture) -> None:
     clock = _Clock()
     progress = RunProgress("stage 0", 5, 1026, 1000, draws_bar=False, clock=clock)
