@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from sama_mega.config import load_recipe
+from sama_mega.config import load_recipe, recipe_to_yaml
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 
@@ -146,7 +147,12 @@ class Study:
         return cls(Size(**size), folder, 1, tuple(settings["extra_overrides"]))
 
     def _settings(self) -> dict[str, Any]:
-        return {"size": asdict(self.size), "extra_overrides": self.extra_overrides}
+        recipes = {
+            f"{variant.name}_stage{stage}": _digest(Chain(self, variant, 0).recipe(stage))
+            for variant in self.variants
+            for stage in STAGES
+        }
+        return {"size": asdict(self.size), "extra_overrides": self.extra_overrides, "recipes": recipes}
 
     @property
     def world(self) -> Path:
@@ -215,3 +221,7 @@ class Chain:
         if not path.is_file():
             raise ConfigError(f"{path} does not exist: run the study from the repository's root")
         return load_recipe(path, self.overrides(stage))
+
+
+def _digest(recipe: Recipe) -> str:
+    return blake2b(recipe_to_yaml(recipe).encode(), digest_size=8).hexdigest()

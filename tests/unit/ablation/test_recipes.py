@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sama_mega.ablation.study import SIZES, STAGES, VARIANTS, Chain, Study, Variant
+from sama_mega.ablation.study import RECIPES, SIZES, STAGES, VARIANTS, Chain, Study, Variant
 from sama_mega.config import ConfigError, load_recipe
 from sama_mega.config.schema import Recipe
 from tests.support.tiny_recipe import REPOSITORY
@@ -87,6 +88,18 @@ def test_a_folder_keeps_one_study(tmp_path: Path) -> None:
     for other in (Study(SIZES["gpu"], study.folder, 3, ("train.steps=7",)), Study(SIZES["cpu"], study.folder)):
         with pytest.raises(ConfigError, match="a study of another size or recipe"):
             other.save()
+
+
+def test_a_folder_keeps_its_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(REPOSITORY / RECIPES, tmp_path / RECIPES)
+    monkeypatch.chdir(tmp_path)
+    study = Study(SIZES["cpu"], tmp_path / "study")
+    study.save()
+    study.save()
+    edited = tmp_path / VARIANTS[1].recipe_path(0)
+    edited.write_text(edited.read_text().replace("cube: 0", "cube: 1"))
+    with pytest.raises(ConfigError, match="a study of another size or recipe"):
+        study.save()
 
 
 def test_without_the_recipes_it_is_told_where_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
