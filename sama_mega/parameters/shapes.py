@@ -9,6 +9,8 @@ from sama_mega.parameters.names import our_place
 
 Shape = tuple[int, ...]
 
+_OF_SEMANTIC_TOKENS = ("siglip_feat_mlp.", "semantic_head.")
+
 
 def released_shapes(model: ModelRecipe) -> dict[str, Shape]:
     """Every tensor of a model under the released checkpoint's names, in the order of a forward pass.
@@ -40,12 +42,18 @@ def sama_shapes(model: ModelRecipe) -> dict[str, Shape]:
     return shapes | _norm("semantic_head.norm", dim) | _linear("semantic_head.proj", dim, model.semantic_dim)
 
 
-def our_shapes(model: ModelRecipe) -> dict[str, Shape]:
-    """Every parameter under our names, whole: what a checkpoint of this model holds."""
+def our_shapes(model: ModelRecipe, *, has_semantic: bool = True) -> dict[str, Shape]:
+    """Every parameter under our names, whole: what a checkpoint of this model holds.
+
+    Args:
+        model: A recipe's section.
+        has_semantic: Whether the model takes semantic tokens: false where `anchor.num_frames` is 0.
+    """
     shapes: dict[str, Shape] = {}
     for released, shape in released_shapes(model).items():
         name, _, num_parts = our_place(released)
-        shapes[name] = (num_parts * shape[0], *shape[1:])
+        if has_semantic or not name.startswith(_OF_SEMANTIC_TOKENS):
+            shapes[name] = (num_parts * shape[0], *shape[1:])
     return shapes
 
 

@@ -75,18 +75,30 @@ def stage_parameters(recipe: Recipe, layout: Layout, stage: Stage) -> list[RankP
     """
     return list(
         _stage_parameters(
-            recipe.model, recipe.lora, recipe.train.precision, layout.tensor, layout.num_stages > 1, stage
+            recipe.model,
+            recipe.lora,
+            bool(recipe.anchor.num_frames),
+            recipe.train.precision,
+            layout.tensor,
+            layout.num_stages > 1,
+            stage,
         )
     )
 
 
 @lru_cache(maxsize=256)
 def _stage_parameters(
-    model: ModelRecipe, lora: LoraRecipe, precision: str, tensor: int, has_copies: bool, stage: Stage
+    model: ModelRecipe,
+    lora: LoraRecipe,
+    has_semantic: bool,
+    precision: str,
+    tensor: int,
+    has_copies: bool,
+    stage: Stage,
 ) -> tuple[RankParameter, ...]:
     """Remembered: a search over layouts asks for the same stages many times."""
     low_rank = low_rank_shapes(model, lora)
-    shapes = our_shapes(model) | low_rank
+    shapes = our_shapes(model, has_semantic=has_semantic) | low_rank
     # As they are registered: what lies behind a stage's copies starts a bucket of its own.
     in_order = sorted(shapes, key=lambda name: name.startswith("semantic_head"))
     return tuple(

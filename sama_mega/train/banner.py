@@ -44,7 +44,8 @@ def describe_run(
 
 
 def _model(recipe: Recipe, state: TrainState) -> str:
-    whole = sum(prod(shape) for shape in our_shapes(recipe.model).values())
+    shapes = our_shapes(recipe.model, has_semantic=bool(recipe.anchor.num_frames))
+    whole = sum(prod(shape) for shape in shapes.values())
     own = sum(parameter.numel() for stage in state.stages for parameter in stage.parameters())
     model, rank = recipe.model, recipe.lora.rank
     trained = f", low-rank changes of rank {rank} are trained" if rank else ""
