@@ -329,10 +329,20 @@ def test_a_step_that_is_not_due_has_no_hooks(world: Path, tmp_path: Path, monkey
     assert [row["step"] for row in statistics_of(tmp_path)] == [2]
 
 
-def test_a_run_goes_on_where_nothing_can_be_kept(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trouble", ["no folder", "checkpoints that cannot be listed"])
+def test_a_run_goes_on_where_nothing_can_be_kept(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    from sama_mega.train.numerics import save
     from sama_mega.train.run import train
 
-    (tmp_path / "replay").write_text("a file where the folder should be")
+    def refuse(folder: Path) -> None:
+        raise OSError(116, "Stale file handle")
+
+    if trouble == "no folder":
+        (tmp_path / "replay").write_text("a file where the folder should be")
+    else:
+        monkeypatch.setattr(save, "complete_checkpoints", refuse)
     train(tiny_recipe(0, tmp_path, world / "raw.jsonl", STEPS, CHANGES | {"data.image_weight": 1e39}))
     assert len(read_rows(tmp_path)) == STEPS
     log = (tmp_path / "log.txt").read_text()

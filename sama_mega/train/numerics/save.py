@@ -118,7 +118,7 @@ def _find_or_write_weights(
 ) -> Path:
     """The run's own checkpoint where it is of just these weights, else one of the model alone."""
     own = run_folder.checkpoints / checkpoint_name(state.step)
-    if from_first_rank(context, lambda: own in complete_checkpoints(run_folder.checkpoints)):
+    if from_first_rank(context, _writing(unfinished, lambda: own in complete_checkpoints(run_folder.checkpoints))):
         return own
     path = unfinished / WEIGHTS_FOLDER / checkpoint_name(state.step)
     saved = describe_position(state, recipe, context, life)

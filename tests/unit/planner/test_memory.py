@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from typing import Any
 from unittest.mock import patch
 
@@ -24,6 +25,7 @@ from sama_mega.parallel import runtime
 from sama_mega.parallel.cpu_shim import install_cpu_shim
 from sama_mega.parallel.layout import Layout, resolve_layout
 from sama_mega.parallel.runtime import ParallelContext, form_groups, start_parallel, stop_parallel
+from sama_mega.parameters.shapes import our_shapes
 from sama_mega.planner.activations import BlockSizes, Kernels, block_bytes
 from sama_mega.planner.memory import GIB, count_in_flight, predict_memory, state_bytes
 from sama_mega.planner.rank_parameters import pack_buffers, stage_parameters
@@ -79,6 +81,18 @@ def one_of(recipe: Recipe, num_ranks: int, rank: int = 0) -> Iterator[ParallelCo
         yield context
     finally:
         stop_parallel()
+
+
+def test_a_model_without_semantic_tokens_is_counted_without_their_parts() -> None:
+    model = SIZES | {"roles": "shifted_rope"}
+    train = {"stage": 1, "steps": 1, "run_folder": "unused", "precision": "float32"}
+    recipe = build_recipe({"model": model, "train": train, "anchor": {"num_frames": 0}}, "test")
+    with one_of(recipe, 1) as context:
+        [stage] = build_train_state(recipe, context, initialize=False).stages
+        held = {name.removeprefix("module."): parameter.numel() for name, parameter in stage.named_parameters()}
+        counted = stage_parameters(recipe, context.layout, context.layout.stage(0))
+    assert {one.name: one.numel for one in counted} == held
+    assert {name: prod(shape) for name, shape in our_shapes(recipe.model, anchors=False).items()} == held
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
