@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from sama_mega.planner.layouts import (
 )
 from sama_mega.planner.memory import GIB, MemoryPlan, predict_memory
 from sama_mega.planner.rank_time import PARTS
-from sama_mega.planner.step_time import StepTime, predict_step_time
+from sama_mega.planner.step_time import StepTime, in_seconds, predict_step_time
 from sama_mega.planner.workload import plan_workload
 
 ASSUMED_GPU = "H200"
@@ -115,12 +116,14 @@ def find_cluster(recipe: Recipe, request: GpuRequest) -> Cluster | None:
     """The GPUs that are meant, or None for CPU ranks.
 
     Raises:
-        ConfigError: No such kind of GPU, or its table is wrong.
+        ConfigError: No such kind of GPU, its table is wrong, or its memory is not a number.
     """
     kinds = load_gpu_kinds(request.table) if request.table else load_gpu_kinds()
     nobody_asked = request.name is None and request.memory_gib is None
     if nobody_asked and recipe.train.precision == "float32":
         return None
+    if request.memory_gib is not None and not isfinite(request.memory_gib):
+        raise ConfigError(f"--gpu-memory-gib ({request.memory_gib:g}) must be a finite number")
     name = request.name or ASSUMED_GPU
     if name not in kinds:
         raise ConfigError(
@@ -245,7 +248,7 @@ def _print_suggestions(plan: Plan, layout: Layout) -> None:
     print(f"layouts    of {_gpus(num_gpus)} that fit with {HEADROOM_SHARE:.0%} to spare, {order}{none}")
     for one in plan.suggestions:
         typed = " ".join(one.overrides) or "(as it is)"
-        print(f"           {one.step.seconds:>8.3g} s {one.memory.total_gib:>6.0f} GiB  {typed}")
+        print(f"           {in_seconds(one.step.seconds):>8} s {one.memory.total_gib:>6.0f} GiB  {typed}")
 
 
 def _typed(candidates: list[Candidate]) -> str:

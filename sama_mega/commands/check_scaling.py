@@ -15,6 +15,7 @@ from sama_mega.planner.foot_guns import Cluster
 from sama_mega.planner.layouts import best_layout
 from sama_mega.planner.rank_time import PARTS
 from sama_mega.planner.scaling import GPU_COUNTS, ScalingRow, scaling_assumptions, simulate_scaling
+from sama_mega.planner.step_time import in_seconds
 
 _WIDTH = 150
 _SHOWN_SHARE = 0.05
@@ -79,7 +80,7 @@ def _cells(row: ScalingRow) -> list[str]:
     ]
     return [
         *start,
-        f"{time.seconds:.3g}",
+        in_seconds(time.seconds),
         f"{time.tokens_per_second:,.0f}",
         "-" if time.mfu is None else f"{time.mfu:.0%}",
         f"{row.efficiency:.0%}",

@@ -56,10 +56,15 @@ class StepTime:
         share = self.parts[self.bottleneck] / self.seconds
         mfu = "" if self.mfu is None else f"MFU {self.mfu:.0%}, "
         return (
-            f"{self.seconds:.3g} s a step, {self.tokens_per_second:,.0f} tokens/s, {mfu}"
+            f"{in_seconds(self.seconds)} s a step, {self.tokens_per_second:,.0f} tokens/s, {mfu}"
             f"{self.gpu_hours_per_1000_steps:,.0f} GPU-hours per 1,000 steps; "
             f"most of it: {PARTS[self.bottleneck]} ({share:.0%})"
         )
+
+
+def in_seconds(seconds: float) -> str:
+    """Three digits or more, for a terminal."""
+    return f"{seconds:,.0f}" if seconds >= 1000 else f"{seconds:.3g}"
 
 
 def predict_step_time(
