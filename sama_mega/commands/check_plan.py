@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,14 @@ def find_cluster(recipe: Recipe, request: GpuRequest) -> Cluster | None:
     """The GPUs that are meant, or None for CPU ranks.
 
     Raises:
-        ConfigError: No such kind of GPU, or its table is wrong.
+        ConfigError: No such kind of GPU, its table is wrong, or its memory is not a number.
     """
     kinds = load_gpu_kinds(request.table) if request.table else load_gpu_kinds()
     nobody_asked = request.name is None and request.memory_gib is None
     if nobody_asked and recipe.train.precision == "float32":
         return None
+    if request.memory_gib is not None and not isfinite(request.memory_gib):
+        raise ConfigError(f"--gpu-memory-gib ({request.memory_gib:g}) must be a finite number")
     name = request.name or ASSUMED_GPU
     if name not in kinds:
         raise ConfigError(

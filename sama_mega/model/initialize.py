@@ -30,7 +30,7 @@ def initialize_weights(model: SamaDiT, seed: int, low_rank_only: bool = False) -
         seed: The run's seed.
         low_rank_only: Leave everything but low-rank changes as it is.
 
-    Source: ``WanModel.init_weights`` for the backbone; sama.md section 1 for SAMA's own parts
+    Source: ``WanModel.init_weights`` for the backbone; SAMA (arXiv 2603.19228) and its released code for its own parts
         (Cynthiazxy123/SAMA@5c6bb5b).
     """
     for name, parameter in model.named_parameters():

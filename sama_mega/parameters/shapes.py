@@ -17,7 +17,7 @@ def released_shapes(model: ModelRecipe, anchors: bool = True) -> dict[str, Shape
         model: A recipe's section.
         anchors: Whether it has anchor frames, as released models have: `anchor.num_frames` is not 0.
 
-    Source: sama.md section 7; ``WanModel`` in Cynthiazxy123/SAMA@5c6bb5b.
+    Source: the released checkpoint; ``WanModel`` in Cynthiazxy123/SAMA@5c6bb5b.
     """
     dim = model.dim
     shapes = {"patch_embedding.weight": (dim, model.in_channels, *model.patch_size), "patch_embedding.bias": (dim,)}

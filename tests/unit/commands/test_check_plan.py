@@ -76,6 +76,11 @@ def test_a_cpu_recipe_is_held_to_no_gpu(repo_root: Path, capsys: pytest.CaptureF
     assert last_line(capsys)["gpu"] == {"name": "A100", "assumed": False, "memory_gib": 79.2}
 
 
+def test_endless_memory_is_refused(repo_root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--gpu-memory-gib \(inf\) must be a finite number"):
+        run(repo_root / "recipes/wan1_3b_stage1.yaml", gpus=8, request=GpuRequest(memory_gib=float("inf")))
+
+
 def test_scaling_without_a_gpu_is_refused_before_anything_is_printed(
     repo_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,7 +154,7 @@ def xavier(fan_in: int, fan_out: int) -> float:
 
 
 def test_new_parts_start_as_published(weights: dict[str, Tensor]) -> None:
-    """sama.md section 1: type embedding zeros, semantic head Xavier with N(0, 1e-3) bias, MLP torch's default."""
+    """As SAMA starts: type embedding zeros, semantic head Xavier with N(0, 1e-3) bias, MLP torch's default."""
     assert not weights["segment_embedding.weight"].any()
     assert_uniform(weights["semantic_head.proj.weight"], xavier(DIM, SEMANTIC_DIM))
     assert_normal(weights["semantic_head.proj.bias"], 1e-3, tolerance=0.4)

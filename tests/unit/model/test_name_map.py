@@ -49,7 +49,7 @@ def context() -> Iterator[ParallelContext]:
 
 
 def released_shapes(dim: int, num_layers: int, ffn_dim: int, text: int, time: int, semantic: int, hidden: int) -> dict:
-    """The released checkpoint's names and shapes, from its description (sama.md section 7, Wan2.1's modules)."""
+    """The released checkpoint's names and shapes, from its description and Wan2.1's modules."""
 
     def linear(name: str, fan_in: int, fan_out: int) -> dict[str, tuple[int, ...]]:
         return {f"{name}.weight": (fan_out, fan_in), f"{name}.bias": (fan_out,)}

@@ -15,7 +15,7 @@ from sama_mega.observe.gpu_kinds import load_gpu_kinds
 from sama_mega.parallel.layout import resolve_layout
 from sama_mega.planner.rank_time import PARTS
 from sama_mega.planner.rates import Rates, rates_of
-from sama_mega.planner.step_time import StepTime, predict_parts, predict_step_time
+from sama_mega.planner.step_time import StepTime, predict_parts, predict_step_time, three_digits
 from sama_mega.planner.work import Passes, block_passes, block_sizes
 from sama_mega.planner.workload import micro_batch_shape, plan_workload
 from tests.support.distributed import REPOSITORY
@@ -140,6 +140,10 @@ def test_a_cache_holds_no_perturbed_sources(tmp_path: Any) -> None:
     assert cached == pytest.approx(whole / 2 * 6 / 7, rel=0.03)
     unperturbed = [f"motion.{kind}=0" for kind in ("cube", "speed", "tube")]
     assert step(64, *stage0, *unperturbed, f"data.cache={tmp_path}").parts["encoders"] == 0
+
+
+def test_long_steps_are_whole_seconds() -> None:
+    assert [three_digits(seconds) for seconds in (0.01234, 59.96, 1015.4)] == ["0.0123", "60", "1,015"]
 
 
 def test_low_rank_training_has_no_mfu() -> None:
