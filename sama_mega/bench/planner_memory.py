@@ -21,7 +21,8 @@ from sama_mega.config import Recipe, build_recipe
 from sama_mega.diffusion.losses import flow_matching_error, sama_loss
 from sama_mega.model import ModelInput
 from sama_mega.parallel.gradients import finalize_gradients
-from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
+from sama_mega.parallel.layout import resolve_layout
+from sama_mega.parallel.runtime import ParallelContext, form_groups, start_parallel, stop_parallel
 from sama_mega.planner.activations import (
     BlockSizes,
     Kernels,
@@ -89,27 +90,30 @@ class MemoryCase:
         return f"{self.name}, {self.precision}, recompute {self.recompute}{lora}{attention}"
 
 
-def measure_memory(context: ParallelContext | None, report: Callable[[str], None]) -> list[PlannerRow]:
-    """Measures the grid: what a step's forward pass leaves to its backward pass, and the peak of a whole step.
+def measure_memory(report: Callable[[str], None]) -> list[PlannerRow]:
+    """Measures the grid on one rank: what a forward pass leaves to its backward pass, and the peak of a whole step.
 
     Args:
-        context: A layout of one rank; None: started and stopped here.
         report: Told which configuration is next.
 
     Returns:
         Two rows a configuration on a CPU, one (the peak) on a GPU.
     """
     cases = grid()
-    own = context or start_parallel(cases[0].recipe, environ={})
+    first = start_parallel(cases[0].recipe, environ={})
+    formed = {first.layout: first}
     try:
         rows = []
         for number, case in enumerate(cases):
             report(f"memory {number + 1}/{len(cases)}: {case.label}")
-            rows += measure_case(case, own, "fit" if number % 2 == 0 else "held out")
+            layout = resolve_layout(case.recipe, 1)
+            # Alike but for the number of blocks.
+            if layout not in formed:
+                formed[layout] = form_groups(layout, first.device, seed=0)
+            rows += measure_case(case, formed[layout], "fit" if number % 2 == 0 else "held out")
         return rows
     finally:
-        if context is None:
-            stop_parallel()
+        stop_parallel()
 
 
 def grid(sizes: str = "all") -> list[MemoryCase]:

@@ -51,7 +51,7 @@ def run(only: What | None, rounds: int, as_json: bool, results: Path) -> int:
         console.print(what, style="dim")
 
     if only != "time":
-        rows += measure_memory(None, report)
+        rows += measure_memory(report)
     if only != "memory":
         calibration = calibrate_time(device.type, rounds, report)
         rows += calibration.rows

@@ -95,13 +95,14 @@ def run(
     require_layout(loaded, ranks, asked)
     found = examine(loaded, ranks, asked.gpus_per_node)
     plan = make_plan(loaded, found.layout, asked)
+    cluster = _named_cluster(plan) if scaling else None
     buckets = [bucket_tokens(loaded, width, height) for width, height in loaded.data.buckets]
     print_recipe(str(recipe), loaded, found.layout, buckets, found.samples)
     print_plan(plan, found.layout)
     warnings = [finding.text for finding in found.findings] + [foot_gun.text for foot_gun in plan.foot_guns]
     for warning in warnings:
         print(f"warning    {warning}")
-    simulated = {"scaling": print_scaling(loaded, _named_cluster(plan))} if scaling else {}
+    simulated = {"scaling": print_scaling(loaded, cluster)} if cluster else {}
     if as_json:
         report = {
             "ok": plan.fits,
@@ -184,6 +185,11 @@ def _other_findings(recipe: Recipe, layout: Layout) -> list[Finding]:
     cache = recipe.data.cache
     if cache is not None and not cache.is_dir():
         findings.append(_stop("data.cache", f"data.cache ({cache}): no such cache"))
+    clips = recipe.train.sample_clips
+    if clips is not None and not clips.exists():
+        findings.append(_stop("train.sample_clips", f"train.sample_clips ({clips}): no such manifest"))
+    elif clips is not None:
+        load_manifest(clips)  # which says what is wrong with it
     if start is None and recipe.train.stage == 1:
         text = "checkpoint.init_from is null: stage 1 starts from random weights"
         findings.append(Finding("checkpoint.init_from", text))

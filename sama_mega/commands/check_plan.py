@@ -200,8 +200,9 @@ def _nothing_fits(recipe: Recipe, num_gpus: int, cluster: Cluster) -> str:
     more = fewest_gpus(recipe, num_gpus, cluster.gpu, cluster.gpus_per_node, cluster.limit_gib)
     if more is None:
         return (
-            f"no layout of up to {MOST_GPUS_TRIED:,} GPUs fits {cluster.limit_gib:g} GiB, of which CUDA and the frozen "
-            f"encoders take {unsplit_gib(recipe):.1f} on every GPU"
+            f"no layout of {_gpus(num_gpus)} fits, nor of its doublings up to {MOST_GPUS_TRIED:,}: each data rank "
+            f"needs a sample, and of {cluster.limit_gib:g} GiB CUDA and the frozen encoders take "
+            f"{unsplit_gib(recipe):.1f} on every GPU"
         )
     typed = " ".join((f"--gpus {more[0]}", *more[1].overrides))
     return f"no layout of {_gpus(num_gpus)} fits; the nearest takes {more[0]:,} GPUs: {typed}"

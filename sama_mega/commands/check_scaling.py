@@ -82,7 +82,7 @@ def _cells(row: ScalingRow) -> list[str]:
         *start,
         three_digits(time.seconds),
         f"{time.tokens_per_second:,.0f}",
-        f"{time.mfu:.0%}",
+        "-" if time.mfu is None else f"{time.mfu:.0%}",
         f"{row.efficiency:.0%}",
         ", ".join(shares[:3]),
     ]

@@ -119,7 +119,7 @@ def _train(
     recipe: Recipe, options: Options, out: Path, rank: int, stop: StopRequest, clock: StartupClock
 ) -> Profiled | None:
     """Runs the steps; None where another rank has ended."""
-    from sama_mega.commands.train import train_or_report
+    from sama_mega.commands.train import train_unless_left_alone
     from sama_mega.parallel.runtime import ParallelContext
     from sama_mega.train.hooks.base import Hook
     from sama_mega.train.hooks.profile import Profiled, ProfileHook, ProfileSettings
@@ -134,7 +134,7 @@ def _train(
         traced = options.ranks == "all" or rank == 0
         return [ProgressHook(), *([ProfileHook(settings, context, state, told)] if traced else [])]
 
-    return None if train_or_report(recipe, Start(stop, clock, hooks)) is None else told
+    return None if train_unless_left_alone(recipe, Start(stop, clock, hooks)) is None else told
 
 
 def _for_nsight(options: Options) -> bool:

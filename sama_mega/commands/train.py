@@ -43,7 +43,7 @@ def run(recipe: str, overrides: Sequence[str] | None = None, as_json: bool = Fal
         # Imported after the recipe is known to be good: torch takes seconds, a typo should not.
         from sama_mega.train.run import Start
 
-        summary = train_or_report(loaded, Start(stop, clock))
+        summary = train_unless_left_alone(loaded, Start(stop, clock))
     if summary is None:
         return 1
     if as_json and read_rank_environment(os.environ).rank == 0:
@@ -51,11 +51,11 @@ def run(recipe: str, overrides: Sequence[str] | None = None, as_json: bool = Fal
     return 0
 
 
-def train_or_report(recipe: Recipe, start: Start) -> RunSummary | None:
-    """Runs a recipe; None, and one line, where another rank ended and left this one alone."""
+def train_unless_left_alone(recipe: Recipe, start: Start) -> RunSummary | None:
+    """Runs a recipe; None, and one line on stderr, when another rank has ended and left this one alone."""
     from sama_mega.train.run import train
 
-    return _unless_alone(lambda: train(recipe, start))
+    return _unless_left_alone(lambda: train(recipe, start))
 
 
 def run_replay(recipe: str, file: Path, overrides: Sequence[str] | None = None, as_json: bool = False) -> int:
@@ -78,11 +78,11 @@ def run_replay(recipe: str, file: Path, overrides: Sequence[str] | None = None, 
         if as_json:
             print(json.dumps(values), flush=True)
 
-    return 0 if _unless_alone(lambda: replay(loaded, file, say)) else 1
+    return 0 if _unless_left_alone(lambda: replay(loaded, file, say)) else 1
 
 
-def _unless_alone(work: Callable[[], Result]) -> Result | None:
-    """What work gives; None, and a line that says so, when another rank has ended."""
+def _unless_left_alone(work: Callable[[], Result]) -> Result | None:
+    """What work gives; None, and one line on stderr, when another rank has ended and left this one alone."""
     try:
         return work()
     except RuntimeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections import Counter
@@ -159,7 +160,7 @@ def _parsed(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_lines(text), start=1):
         if line.strip():
             yield f"{path} line {number}", _object(_json(line, f"{path} line {number}"), f"{path} line {number}")
 
@@ -176,7 +177,7 @@ def _json_items(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    for row in csv_rows(text.splitlines(keepends=True), str(path)):
+    for row in csv_rows(_lines(text), str(path)):
         if isinstance(row, Skip):
             raise ConfigError(f"{row.place}: {row.reason}")
         yield row.place, row.values
@@ -184,13 +185,18 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _reco_lines(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """`clip.mp4: what to change | picture`, as ReCo's own lists have it; the picture is not looked at."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_lines(text), start=1):
         if not line.strip():
             continue
         name, colon, rest = line.partition(": ")
         if not colon:
             raise ConfigError(f"{path} line {number}: must be `CLIP.mp4: INSTRUCTION`")
         yield f"{path} line {number}", {"source": name.strip(), "instruction": rest.split(" | ")[0].strip()}
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines with their ends; unlike `splitlines`, whole where a text holds one of Unicode's other separators."""
+    return io.StringIO(text, newline="")
 
 
 def _json(text: str, place: str) -> Any:

@@ -74,18 +74,27 @@ def claim_folder(folder: Path, made_with: MadeWith) -> None:
 def find_edits(clips: Sequence[SourceClip], folder: Path) -> dict[str, Path]:
     """Returns the edits that are there, by the clips' names.
 
-    An edit is called like its clip here, like the list's own name of it, or like its source where no other clip has
-    that; it may lie in a folder of its category.
+    An edit is called like its clip here, or like the list's own name of it or its source where no other clip has that;
+    it may lie in a folder of its category, where only clips of the category count.
     """
-    stems = Counter(clip.path.stem for clip in clips)
+    everywhere = Counter(name for clip in clips for name in _given_names(clip))
+    within = Counter((clip.category, name) for clip in clips for name in _given_names(clip))
     found: dict[str, Path] = {}
     for clip in clips:
-        names = [clip.name, clip.given_id, clip.path.stem if stems[clip.path.stem] == 1 else None]
-        places = [root / f"{name}.mp4" for name in names if name for root in (folder, folder / clip.category)]
+        own = folder / clip.category
+        places = [folder / f"{clip.name}.mp4", own / f"{clip.name}.mp4"]
+        for name in _given_names(clip):
+            places += [folder / f"{name}.mp4"] * (everywhere[name] == 1)
+            places += [own / f"{name}.mp4"] * (within[clip.category, name] == 1)
         path = next((place for place in places if place.is_file()), None)
         if path is not None:
             found[clip.name] = path
     return found
+
+
+def _given_names(clip: SourceClip) -> list[str]:
+    """What others may call a clip's edit, best first, each once."""
+    return [name for name in dict.fromkeys((clip.given_id, clip.path.stem)) if name]
 
 
 def make_edits(

@@ -22,6 +22,8 @@ from sama_mega.observe.tracking_uri import artifact_location, make_database_fold
 
 TrackerStatus = Literal["FINISHED", "KILLED", "FAILED"]
 
+_log = logging.getLogger(__name__)
+
 # Limits of MLflow's log_batch and of its database columns.
 _METRICS_PER_BATCH = 1000
 _PARAMS_PER_BATCH = 100
@@ -78,28 +80,32 @@ class MlflowRun:
         self._make_client = make_client or _mlflow_client
         self._client: Any = None
         self._run_id: str | None = None
-        self._continues = settings.continues
+        self._identity: dict[str, Any] | None = None
         self._rows: MetricsReader | None = None
         self._unsent: list[dict[str, Any]] = []
-        self._files: deque[tuple[Path, str]] = deque()
+        self._files: deque[tuple[Path, str | None]] = deque()
 
     def add_file(self, path: Path, artifact_folder: str) -> None:
         """Queues a file for `update`; another thread may do so."""
         self._files.append((path, artifact_folder))
 
-    def update(self) -> None:
-        """Opens the run where it is not open yet, and sends the rows and files that it lacks."""
+    def update(self, ending: TrackerStatus | None = None) -> None:
+        """Opens the run where it is not open yet, and sends the rows and files that it lacks.
+
+        Files come last: a server whose file store refuses them has the metrics and the end all the same.
+
+        Args:
+            ending: How the run ended; None: it goes on.
+        """
         run_id = self._run_id or self._open()
         self._send_rows(run_id)
+        if ending is not None:
+            self._client.set_terminated(run_id, ending)
         while self._files:
             path, folder = self._files[0]
             if path.exists():  # a user may have tidied up
                 self._client.log_artifact(run_id, str(path), folder)
             self._files.popleft()
-
-    def finish(self, status: TrackerStatus) -> None:
-        """Ends the run; `update` first."""
-        self._client.set_terminated(self._run_id, status)
 
     def _open(self) -> str:
         settings = self._settings
@@ -116,28 +122,36 @@ class MlflowRun:
                 self._client.set_tag(run_id, name, value)
             missing = self._not_listed(run_id)
         self._send_params(run_id)
-        for path in settings.start_files:
-            self._client.log_artifact(run_id, str(path))
-        self._files.extendleft(reversed(missing))
+        self._files.extendleft(reversed([*((path, None) for path in settings.start_files), *missing]))
         self._rows = MetricsReader(settings.metrics_path, after_step=min(sent_step, settings.start_step))
         self._run_id = run_id
         return run_id
 
     def _remembered(self) -> dict[str, Any] | None:
-        """What is known of the MLflow run of an earlier life; None when there is none or it was deleted."""
-        path = self._settings.identity_path
-        if not self._continues or not path.exists():
-            return None
-        identity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if identity.get("uri") != self._settings.shown_uri:
+        """What is known of the MLflow run of an earlier life, or attempt; None when there is none or it was deleted."""
+        if self._identity is None:
+            self._identity = self._read_identity()
+        if self._identity is None:
             return None
         try:
-            run = self._client.get_run(identity["run_id"])
+            run = self._client.get_run(self._identity["run_id"])
         except Exception as error:
             if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        return identity if run.info.lifecycle_stage == "active" else None
+        return self._identity if run.info.lifecycle_stage == "active" else None
+
+    def _read_identity(self) -> dict[str, Any] | None:
+        path = self._settings.identity_path
+        if not self._settings.continues or not path.exists():
+            return None
+        try:
+            identity = json.loads(path.read_text(encoding="utf-8"))
+            is_here = bool(identity["run_id"]) and identity["uri"] == self._settings.shown_uri
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("%s cannot be read (%r): a new MLflow run gets the whole history", path, error)
+            return None
+        return identity if is_here else None
 
     def _create(self) -> str:
         settings = self._settings
@@ -149,21 +163,21 @@ class MlflowRun:
             experiment_id = experiment.experiment_id
         run = self._client.create_run(experiment_id, run_name=settings.run_name, tags=self._tags())
         self._remember(run.info.run_id, 0)
-        self._continues = True  # also where the rest of the opening fails and is tried again
         return str(run.info.run_id)
 
     def _remember(self, run_id: str, sent_step: int) -> None:
         """Notes which MLflow run this is, and up to which step it has the metrics."""
         path = self._settings.identity_path
-        identity = {
+        self._identity = {
             "uri": self._settings.shown_uri,
             "experiment": self._settings.experiment,
             "run_id": run_id,
             "sent_step": sent_step,
         }
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with suppress(OSError):  # a full disk ends the run elsewhere; here it costs a later life some repetition
+            temporary.write_text(json.dumps(self._identity, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
 
     def _tags(self) -> dict[str, str]:
         return {name: value[:_TAG_CHARACTERS] for name, value in self._settings.tags.items()}
@@ -206,8 +220,7 @@ class MlflowRun:
             ]
             for start in range(0, len(metrics), _METRICS_PER_BATCH):
                 self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_BATCH])
-            with suppress(OSError):  # a full disk ends the run elsewhere; here it costs a later life some repetition
-                self._remember(run_id, self._unsent[-1]["step"])
+            self._remember(run_id, self._unsent[-1]["step"])
             self._unsent = []
 
 

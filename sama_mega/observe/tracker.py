@@ -56,6 +56,7 @@ class MlflowTracker:
         self._is_abandoned = False
         self._failures = 0
         self._has_answered = False
+        self._said_incomplete = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -109,9 +110,7 @@ class MlflowTracker:
     def _attempt(self, ending: TrackerStatus | None) -> bool:
         """Brings MLflow up to date; False where it does not answer, which is said once."""
         try:
-            self._run.update()
-            if ending is not None:
-                self._run.finish(ending)
+            self._run.update(ending)
         except Exception as error:  # a tracker in trouble must not stop a training run, whatever it raises
             if not self._failures:
                 _log.warning(
@@ -138,6 +137,10 @@ class MlflowTracker:
         return not self._has_answered or time.monotonic() > self._closed_at + self._patience_seconds
 
     def _say_incomplete(self) -> None:
+        """Said once: a thread that outlives `close` comes to the same end."""
+        if self._said_incomplete:
+            return
+        self._said_incomplete = True
         _log.warning(
             "MLflow (%s) lacks the end of this run: %s has it, and starting the run again sends it",
             self._settings.shown_uri,

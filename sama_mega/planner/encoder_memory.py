@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sama_mega.config.schema import BUILT_IN_ENCODERS, FRAMES_PER_LATENT, Recipe
 from sama_mega.planner.rank_parameters import BYTES
-from sama_mega.planner.workload import MicroBatchShape
+from sama_mega.planner.workload import MicroBatchShape, encoded_again
 
 NUM_PARAMETERS = {"video": 126_892_531, "text": 5_680_910_336, "semantic": 428_225_600}
 """Of Wan2.1's VAE, UMT5-xxl's encoder and SigLIP so400m's picture tower, as published."""
@@ -35,9 +35,10 @@ def encoding_bytes(recipe: Recipe, batch: MicroBatchShape) -> int:
     at a time; an estimate of eight tensors of its first width, 96, at full size, inputs kept for the next frames
     included. Text and pictures of 384 pixels are small beside it.
     """
-    if recipe.data.cache is not None:
-        return 0
-    frames = max(batch.num_frames, batch.source_frames)
+    if recipe.data.cache is None:
+        frames = max(batch.num_frames, batch.source_frames)
+    else:
+        frames = batch.source_frames if encoded_again(recipe, batch) else 0
     values = 3 * frames * batch.width * batch.height
     held = 2 * _FLOAT * batch.num_samples * values
     if recipe.encoders.video != BUILT_IN_ENCODERS["video"]:

@@ -95,7 +95,7 @@ def nearest_first(recipe: Recipe, candidates: list[Candidate]) -> list[Candidate
 def fewest_gpus(
     recipe: Recipe, more_than: int, gpu: GpuKind, gpus_per_node: int, limit_gib: float
 ) -> tuple[int, Candidate] | None:
-    """The smallest doubling of a number of GPUs on which a layout fits, with the fastest one there."""
+    """The smallest doubling of a number of GPUs, up to MOST_GPUS_TRIED, on which a layout fits, and the fastest one."""
     if unsplit_gib(recipe) > limit_gib:
         return None
     num_gpus = 2 * more_than
@@ -113,15 +113,12 @@ def unsplit_gib(recipe: Recipe) -> float:
 
 
 def _degrees(recipe: Recipe, num_gpus: int, gpus_per_node: int) -> Iterator[dict[str, Any]]:
-    samples = recipe.data.images_per_step + recipe.data.videos_per_step
-    needed = max(1, samples_needed_per_rank(recipe.parallel.model_copy(update={"interleave": 1})))
     for tensor in range(1, min(num_gpus, gpus_per_node) + 1):
         if gpus_per_node % tensor:
             continue
         for context in range(1, min(num_gpus // tensor, _LARGEST_CONTEXT) + 1):
             for pipeline in range(1, min(num_gpus // (tensor * context), _LARGEST_PIPELINE) + 1):
-                ranks = tensor * context * pipeline
-                if num_gpus % ranks == 0 and needed * num_gpus // ranks <= samples:
+                if num_gpus % (tensor * context * pipeline) == 0:
                     yield {"tensor": tensor, "context": context, "pipeline": pipeline}
 
 
@@ -142,6 +139,9 @@ def _least_recompute(
     try:
         layout = resolve_layout(recipe, num_gpus)
     except ConfigError:
+        return None
+    samples = recipe.data.images_per_step + recipe.data.videos_per_step
+    if max(1, samples_needed_per_rank(recipe.parallel)) * layout.data > samples:
         return None
     work = plan_workload(recipe, layout)
     for place in ("device", "host"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from math import ceil, log2
+from functools import lru_cache
+from math import ceil, lcm, log2
 
 from sama_mega.parallel.layout import Layout
 from sama_mega.planner.messages import Group, Message
@@ -16,7 +18,7 @@ class Members:
 
     Attributes:
         number: How many there are.
-        in_a_node: The most of them on one node.
+        in_a_node: The most of them on one node, in the group that is cut into the smallest pieces.
     """
 
     number: int
@@ -48,11 +50,23 @@ def members(layout: Layout, group: Group, gpus_per_node: int) -> Members:
         "world": (layout.world_size, 1),
         "host": (layout.world_size, 1),
     }[group]
-    together = max(1, min(number, gpus_per_node // stride))
+    together = _most_in_a_node(number, stride, layout.world_size, gpus_per_node)
     if group == "copy":
         reach = members(layout, "pipeline", gpus_per_node)
         return Members(number * pipeline, together * (1 if reach.spans_nodes else pipeline))
     return Members(number, together)
+
+
+@lru_cache(maxsize=4096)
+def _most_in_a_node(number: int, stride: int, world_size: int, gpus_per_node: int) -> int:
+    """Of groups of ranks so far apart; those that a node's edge cuts are the slowest, and all wait for them."""
+    reach = number * stride
+    # From here on groups lie on nodes as the first ones do.
+    ends = min(world_size, lcm(reach, gpus_per_node))
+    starts = (start + offset for start in range(0, ends, reach) for offset in range(stride))
+    return min(
+        max(Counter(rank // gpus_per_node for rank in range(start, start + reach, stride)).values()) for start in starts
+    )
 
 
 def message_seconds(message: Message, group: Members, rates: Rates) -> float:

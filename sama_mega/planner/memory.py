@@ -219,7 +219,7 @@ def _held_inputs(recipe: Recipe, layout: Layout, work: Workload) -> int:
     return max(
         max(
             sum(sorted((input_bytes(recipe, batch) for batch in rank), reverse=True)[:ranks])
-            for rank in work.data_ranks
+            for rank in work.distinct_ranks
         ),
         max(input_bytes(recipe, batch) for batch in work.largest),
     )

@@ -20,7 +20,7 @@ from sama_mega.planner.pipeline_schedule import simulate_1f1b
 from sama_mega.planner.rank_parameters import Buffer, RankParameter, pack_buffers, stage_parameters
 from sama_mega.planner.rates import Rates
 from sama_mega.planner.work import Passes, block_passes, block_sizes, ends_passes, input_gradient_gemm
-from sama_mega.planner.workload import MicroBatchShape, Workload
+from sama_mega.planner.workload import MicroBatchShape, Workload, encoded_again
 
 PARTS = {
     "gemm": "products of matrices",
@@ -214,15 +214,18 @@ class RankTimes:
     def _encoder_seconds(self, batches: Sequence[MicroBatchShape]) -> float:
         """Of a data rank's samples, which the ranks of a model copy share evenly."""
         recipe, rates, layout = self._recipe, self._rates, self._layout
-        if recipe.data.cache is not None:
-            return 0.0
+        is_cached = recipe.data.cache is not None
         operations = pixels = 0.0
         for batch in batches:
-            both = batch.width * batch.height * (batch.num_frames + batch.source_frames)
+            again = encoded_again(recipe, batch) * batch.source_frames
+            frames = again if is_cached else batch.num_frames + batch.source_frames
+            both = batch.width * batch.height * frames
             if recipe.encoders.video == "wan":
                 operations += batch.num_samples * both * ENCODER_OPERATIONS_PER_PIXEL
             else:
                 pixels += batch.num_samples * both
+            if is_cached:
+                continue
             if recipe.encoders.text == "umt5":
                 operations += batch.num_samples * PROMPT_TOKENS * ENCODER_OPERATIONS_PER_TOKEN
             if recipe.encoders.semantic == "siglip":

@@ -23,8 +23,9 @@ class StepTime:
         hidden_message_seconds: Messages that travel beside work.
         num_tokens: Of the global batch, without padding.
         num_gpus: Ranks.
-        flops: Operations of the step by the formula in `sama_mega.observe.flops`.
-        mfu: Those a second and GPU, as a share of the data sheet's peak.
+        flops: Operations of the step by the formula in `sama_mega.observe.flops`; None with low-rank training, whose
+            backward pass leaves out products that it counts.
+        mfu: Those a second and GPU, as a share of the data sheet's peak; None likewise.
     """
 
     parts: Seconds
@@ -32,8 +33,8 @@ class StepTime:
     hidden_message_seconds: float
     num_tokens: int
     num_gpus: int
-    flops: float
-    mfu: float
+    flops: float | None
+    mfu: float | None
 
     @property
     def tokens_per_second(self) -> float:
@@ -53,8 +54,9 @@ class StepTime:
     def describe(self) -> str:
         """One line for terminals."""
         share = self.parts[self.bottleneck] / self.seconds
+        mfu = "" if self.mfu is None else f"MFU {self.mfu:.0%}, "
         return (
-            f"{three_digits(self.seconds)} s a step, {self.tokens_per_second:,.0f} tokens/s, MFU {self.mfu:.0%}, "
+            f"{three_digits(self.seconds)} s a step, {self.tokens_per_second:,.0f} tokens/s, {mfu}"
             f"{three_digits(self.gpu_hours_per_1000_steps)} GPU-hours per 1,000 steps; "
             f"most of it: {PARTS[self.bottleneck]} ({share:.0%})"
         )
@@ -87,8 +89,10 @@ def predict_step_time(
     work = workload or plan_workload(recipe, layout)
     parts, hidden = predict_parts(recipe, layout, gpus_per_node, work, rates or rates_of(gpu, precision))
     seconds = sum(parts.values())
-    flops = sum(count * model_flops(recipe, batch.num_tokens).total for batch, count in work.samples.items())
-    mfu = flops / (seconds * layout.world_size * gpu.peak_flops(precision))
+    flops = mfu = None
+    if not recipe.lora.rank:
+        flops = sum(count * model_flops(recipe, batch.num_tokens).total for batch, count in work.samples.items())
+        mfu = flops / (seconds * layout.world_size * gpu.peak_flops(precision))
     return StepTime(parts, seconds, hidden, work.num_tokens, layout.world_size, flops, mfu)
 
 

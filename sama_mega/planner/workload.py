@@ -182,6 +182,17 @@ def _slots(recipe: Recipe) -> list[Shape]:
     return slots + [whole] * (data.videos_per_step - num_sped_up) + [sped_up] * num_sped_up
 
 
+def encoded_again(recipe: Recipe, batch: MicroBatchShape) -> float:
+    """The share of a micro-batch's sources that stage 0 perturbs: they are encoded whatever `data.cache` holds."""
+    motion = recipe.motion
+    if recipe.train.stage != 0 or batch.kind != "video":
+        return 0.0
+    if batch.source_frames != batch.num_frames:
+        return 1.0
+    perturbed = motion.cube + motion.tube + (motion.speed if motion.keep_length else 0.0)
+    return perturbed / (motion.none + perturbed) if perturbed else 0.0
+
+
 def _sped_up_share(motion: MotionRecipe) -> float:
     return motion.speed / (motion.none + motion.cube + motion.speed + motion.tube)
 

@@ -45,7 +45,7 @@ class Pace:
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
-        self._reading = self._computing = 0.0
+        self._reading = self._computing = self._newest_passes = 0.0
         self.steps = 0
 
     @contextmanager
@@ -57,7 +57,7 @@ class Pace:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Around the passes of one step."""
+        """Around the passes of one step; of a step that is taken again, the last time counts."""
         if self._on_gpu:
             self._events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             self._events[0].record()
@@ -66,14 +66,16 @@ class Pace:
         else:
             began = time.perf_counter()
             yield
-            self._computing += time.perf_counter() - began
+            self._newest_passes = time.perf_counter() - began
 
     def end_step(self) -> None:
         """Counts a step; its device work must be done."""
         self.steps += 1
         if self._events is not None:
-            self._computing += self._events[0].elapsed_time(self._events[1]) / 1000
+            self._newest_passes = self._events[0].elapsed_time(self._events[1]) / 1000
             self._events = None
+        self._computing += self._newest_passes
+        self._newest_passes = 0.0
 
     def take(self, node: str) -> RankPace:
         """The means since the last call; starts over."""

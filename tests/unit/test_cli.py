@@ -284,6 +284,11 @@ def test_check_looks_into_manifests(
     recipe = str(repo_root / "recipes/demo_stage0.yaml")
     assert status_of("check", recipe, "data.manifest=none.jsonl") == 0
     assert "none.jsonl: no such manifest" in capsys.readouterr().out
+    assert status_of("check", recipe, "train.sample_clips=few.jsonl") == 0
+    assert "train.sample_clips (few.jsonl): no such manifest; train will stop here" in capsys.readouterr().out
+    (tmp_path / "few.jsonl").write_text("no row\n")
+    assert status_of("check", recipe, "train.sample_clips=few.jsonl") == 2
+    assert "few.jsonl" in capsys.readouterr().err
     (tmp_path / "raw.jsonl").write_text('{"video": "a.mp4", "caption": "a"}\n{"video": "b.mp4", "caption": "b"}\n')
     assert status_of("check", recipe, "data.manifest=raw.jsonl", "--json") == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -83,13 +83,14 @@ _HOST_NAME = re.compile(r"^(host$|autograd::engine::evaluate_function|(torch::au
 """Ranges and autograd's functions themselves: what they do besides the operations that they call is the host's."""
 _ATTENTION = frozenset({"attention", "cross_attention", "rope_attention"})
 
+_PAIRWISE = "send and receive"
 _COLLECTIVES = (
     ("all-reduce", "allreduce"),
     ("all-gather", "allgather"),
     ("reduce-scatter", "reducescatter"),
     ("all-to-all", "alltoall"),
     ("broadcast", "broadcast"),
-    ("send and receive", "sendrecv|send|recv"),
+    (_PAIRWISE, "sendrecv|send|recv"),
     ("reduce", "reduce"),
     ("barrier", "barrier"),
 )
@@ -141,8 +142,11 @@ def group_of(name: str, ranges: Sequence[str], backward: bool) -> str:
 
 def _message(name: str, ranges: Sequence[str]) -> str | None:
     """By the collective, where it is a message between ranks, or what the host does about one."""
-    if _MESSAGE.match(name):
-        plain = name.lower().replace("_", "")
-        kind = next((kind for kind, pattern in _COLLECTIVES if re.search(pattern, plain)), "other")
-        return Group.COMMUNICATION + kind
-    return next((one for one in reversed(ranges) if one.startswith(Group.COMMUNICATION)), None)
+    around = next((one for one in reversed(ranges) if one.startswith(Group.COMMUNICATION)), None)
+    if not _MESSAGE.match(name):
+        return around
+    plain = name.lower().replace("_", "")
+    kind = next((kind for kind, pattern in _COLLECTIVES if re.search(pattern, plain)), "other")
+    if kind == _PAIRWISE and around is not None:  # NCCL makes an all-to-all of sends and receives
+        return around
+    return Group.COMMUNICATION + kind

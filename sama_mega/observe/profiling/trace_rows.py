@@ -22,6 +22,8 @@ _DEVICE_CATEGORIES = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 _LAUNCH_CATEGORIES = frozenset({"cuda_runtime", "cuda_driver"})
 _RANGE, _OPERATION = "user_annotation", "cpu_op"
 _STEP = "ProfilerStep#"
+_CLOCK_MICROSECONDS = 0.5
+"""By so much a call may seem to outlast the one around it: times are rounded."""
 _NODE, _ACCUMULATE = "autograd::engine::evaluate_function", "AccumulateGrad"
 
 
@@ -111,7 +113,8 @@ def rows_of_trace(events: Iterable[Event]) -> TraceRows:
     device_rows = list(_device_rows(events, threads))
     if device_rows:
         stop = max(stop, *(row.start + row.duration for row in device_rows))
-    rows = device_rows or [row for calls in threads.values() for row in _host_rows(calls, calls is main)]
+    # What other threads of a CPU do meanwhile, the main one waits for or does not need: its time is the step's.
+    rows = device_rows or list(_host_rows(main))
     waits = [(call.start, call.stop) for call in main if call.name == Group.DATA_WAIT]
     rows = [row for row in rows if start <= row.start < stop]
     return TraceRows(rows, bool(device_rows), len(steps), start, stop, waits)
@@ -137,6 +140,9 @@ def _nest(events: Sequence[Event]) -> list[_Call]:
         start, stop = float(event["ts"]), float(event["ts"]) + float(event["dur"])
         while around and around[-1].stop <= start:
             around.pop()
+        # What outlasts the call that began it is a message under way: no call, and what comes next is not inside it.
+        if around and stop > around[-1].stop + _CLOCK_MICROSECONDS:
+            continue
         call = _Call(event["name"], event["cat"], start, stop, around[-1] if around else None)
         # Launches are the host's work for the operation that makes them.
         if call.parent is not None and call.category not in _LAUNCH_CATEGORIES:
@@ -219,9 +225,9 @@ def _device_rows(events: Iterable[Event], threads: Mapping[Any, Sequence[_Call]]
         )
 
 
-def _host_rows(calls: Sequence[_Call], is_main: bool) -> Iterable[Row]:
+def _host_rows(calls: Sequence[_Call]) -> Iterable[Row]:
     for call in calls:
-        if call.category == _OPERATION or (is_main and call.category == _RANGE):
+        if call.category in (_OPERATION, _RANGE):
             ranges, backward = _place(call)
             name = call.name if call.category == _OPERATION else Group.HOST
             yield Row(name, ranges, backward, call.start, call.own)

@@ -21,6 +21,8 @@ _STATUS: dict[EndReason, TrackerStatus] = {
     "failed": "FAILED",
 }
 _PICTURE_SUFFIXES = (".png", ".mp4")
+_CLOSE_SECONDS, _CLOSE_SECONDS_AFTER_SIGNAL = 30.0, 10.0
+"""Whoever sent a signal may soon send one that kills, and how the life ended is written after this."""
 
 
 class TrackerHook(Hook):
@@ -53,7 +55,9 @@ class TrackerHook(Hook):
         if end.reason == "superseded":
             self._tracker.abandon()
         else:
-            self._tracker.close(_STATUS[end.reason])
+            was_told_to_end = end.reason in ("stopped", "interrupted")
+            seconds = _CLOSE_SECONDS_AFTER_SIGNAL if was_told_to_end else _CLOSE_SECONDS
+            self._tracker.close(_STATUS[end.reason], seconds)
 
 
 def _settings(run: Run) -> TrackerSettings:

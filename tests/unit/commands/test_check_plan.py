@@ -76,6 +76,14 @@ def test_a_cpu_recipe_is_held_to_no_gpu(repo_root: Path, capsys: pytest.CaptureF
     assert last_line(capsys)["gpu"] == {"name": "A100", "assumed": False, "memory_gib": 79.2}
 
 
+def test_scaling_without_a_gpu_is_refused_before_anything_is_printed(
+    repo_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="--scaling needs a kind of GPU"):
+        check.run(repo_root / "recipes/demo_stage1.yaml", [], scaling=True)
+    assert capsys.readouterr().out == ""
+
+
 def test_memory_and_kind_of_ones_own(repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = repo_root / "recipes/wan1_3b_stage1.yaml"
     with pytest.raises(ConfigError, match="needs 22 GiB of every GPU, most of it encoders, and the H200"):

@@ -79,6 +79,20 @@ def test_reco_bench_as_it_comes(tmp_path: Path) -> None:
     assert found(read_clips(tmp_path, RECO, limit=1).clips) == expected[:2]
 
 
+@pytest.mark.parametrize("name", ["m.jsonl", "m.csv", "add.txt"])
+def test_separators_of_unicode_end_no_line(tmp_path: Path, name: str) -> None:
+    instruction = "Add a cat,\u2028a white\x0bone\u0085there."
+    touch(tmp_path, "ä b.mp4")
+    row = {"source": "ä b.mp4", "instruction": instruction, "category": "add"}
+    texts = {
+        "m.jsonl": json.dumps(row, ensure_ascii=False) + "\r\n\r\n",
+        "m.csv": f"source;instruction;category\r\nä b.mp4;{instruction};add\r\n",
+        "add.txt": f"ä b.mp4: {instruction}\n",
+    }
+    (tmp_path / name).write_text(texts[name], encoding="utf-8", newline="")
+    assert found(read_clips(tmp_path / name, RECO).clips) == [("ä b.mp4", instruction, "add")]
+
+
 def test_a_list_for_each_category_needs_no_column(tmp_path: Path) -> None:
     touch(tmp_path, "remove/videos/a.mp4")
     (tmp_path / "remove.json").write_text(json.dumps({"k1": {"source_video": "a.mp4", "prompt": "Remove it."}}))

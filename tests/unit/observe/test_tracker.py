@@ -24,6 +24,7 @@ class _Server:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.file_error: Exception | None = None
         self.runs: dict[str, SimpleNamespace] = {}
         self.metrics: list[Any] = []
         self.batches: list[int] = []
@@ -71,6 +72,8 @@ class _Server:
 
     def log_artifact(self, run_id: str, path: str, folder: str | None = None) -> None:
         self._check()
+        if self.file_error is not None:
+            raise self.file_error
         self.artifacts.append((Path(path).name, folder))
         self.sizes[f"{folder}/{Path(path).name}"] = Path(path).stat().st_size
 
@@ -245,6 +248,48 @@ def test_a_server_that_fails_half_way_has_one_run_all_the_same(tmp_path: Path) -
     assert list(server.runs) == ["run0"] and server.runs["run0"].data.params == params
 
 
+def test_where_nothing_can_be_remembered_there_is_one_run_all_the_same(tmp_path: Path) -> None:
+    """As on a full disk, and with a server that fails after it made the run."""
+    server, log_batch, failures = _Server(), _Server.log_batch, iter(range(3))
+
+    def fail_at_first(*arguments: Any, **options: Any) -> None:
+        if next(failures, None) is not None:
+            raise ConnectionError("gone")
+        log_batch(server, *arguments, **options)
+
+    server.log_batch = fail_at_first  # type: ignore[method-assign]
+    settings = _settings(tmp_path, params={"lr": "1"}, identity_path=tmp_path / "no folder" / "mlflow.json")
+    tracker = _tracker(server, settings, max_retry_seconds=0.01)
+    _rows(tmp_path, range(1, 3))
+    _wait(lambda: len(_losses(server)) == 2)
+    tracker.close("FINISHED")
+    assert list(server.runs) == ["run0"] and server.runs["run0"].status == "FINISHED"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"uri": "http://host/mlflow"}'])
+def test_a_damaged_memory_costs_a_new_run(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    server = _Server()
+    (tmp_path / "mlflow.json").write_text(text)
+    _rows(tmp_path, range(1, 3))
+    _tracker(server, _settings(tmp_path, start_step=2)).close("FINISHED")
+    assert [step for step, _ in _losses(server)] == [1, 2] and server.runs["run0"].status == "FINISHED"
+    assert json.loads((tmp_path / "mlflow.json").read_text())["run_id"] == "run0"
+    assert len(_warnings(caplog)) == 1 and "mlflow.json cannot be read" in caplog.text
+
+
+def test_a_server_that_takes_no_files_has_the_metrics_and_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, recipe = _Server(), tmp_path / "recipe.yaml"
+    recipe.write_text("")
+    server.file_error = PermissionError("/mlruns: permission denied")
+    tracker = _tracker(server, _settings(tmp_path, start_files=(recipe,)), patience_seconds=0.05)
+    _rows(tmp_path, range(1, 3))
+    tracker.close("FINISHED")
+    assert [step for step, _ in _losses(server)] == [1, 2] and server.runs["run0"].status == "FINISHED"
+    assert list(server.runs) == ["run0"] and "/mlruns: permission denied" in _warnings(caplog)[0]
+
+
 def test_retries_come_less_and_less_often(tmp_path: Path) -> None:
     tracker = MlflowTracker(_settings(tmp_path), _Server().client, retry_seconds=2.0, max_retry_seconds=60.0)
     pauses = []
@@ -302,15 +347,23 @@ def test_a_server_that_never_answers_is_tried_once_more_at_the_end(
     assert len(_warnings(caplog)) == 2
 
 
+def _away() -> None:
+    raise ConnectionError("refused")
+
+
 def test_a_server_that_hangs_does_not_hold_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     server, release = _Server(), threading.Event()
     server._check = lambda: release.wait(30)  # type: ignore[method-assign]
     tracker = _tracker(server, _settings(tmp_path))
     started = time.perf_counter()
+    thread = tracker._thread
+    assert thread is not None
     tracker.close("FINISHED", timeout_seconds=0.2)
     assert time.perf_counter() - started < 5
-    assert "lacks the end of this run" in caplog.text
+    server._check = _away  # type: ignore[method-assign]
     release.set()
+    thread.join(10)
+    assert not thread.is_alive() and caplog.text.count("lacks the end of this run") == 1
 
 
 def test_an_abandoned_run_is_left_to_a_newer_life(tmp_path: Path) -> None:

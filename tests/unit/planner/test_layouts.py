@@ -68,6 +68,15 @@ def test_more_gpus_where_none_fits(wan14b: Path) -> None:
     assert fewest_gpus(recipe, 1, H200, 8, 5.0) is None
 
 
+def test_interleaved_stages_are_suggested_only_where_every_rank_has_its_samples(wan14b: Path) -> None:
+    own = ["parallel.tensor=2", "parallel.pipeline=4", "parallel.interleave=2"]
+    recipe = load_recipe(wan14b, [*own, "data.images_per_step=8", "data.videos_per_step=8"])
+    fitting = fitting_layouts(recipe, 64, H200, 8, H200.memory_gib)
+    interleaved = [one for one in fitting if one.layout.interleave > 1]
+    assert interleaved and all(4 * one.layout.data <= 16 for one in interleaved)
+    assert any(one.layout.data == 16 for one in fitting)
+
+
 def keys(recipe: Recipe, num_gpus: int) -> dict[str, str]:
     layout = resolve_layout(recipe, num_gpus)
     work = plan_workload(recipe, layout)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sama_mega.parallel.layout import Layout
@@ -34,7 +36,7 @@ def brute_force(layout: Layout, group: Group, gpus_per_node: int) -> Members:
             found.setdefault(rest, []).append(rank)
         groups = list(found.values())
     nodes = [[rank // gpus_per_node for rank in ranks] for ranks in groups]
-    return Members(len(groups[0]), max(own.count(node) for own in nodes for node in own))
+    return Members(len(groups[0]), min(max(own.count(node) for node in own) for own in nodes))
 
 
 @pytest.mark.parametrize("gpus_per_node", [4, 8, 16, 96])
@@ -43,6 +45,13 @@ def brute_force(layout: Layout, group: Group, gpus_per_node: int) -> Members:
 )
 def test_members_are_those_that_ranks_have(group: Group, gpus_per_node: int) -> None:
     assert members(LAYOUT, group, gpus_per_node) == brute_force(LAYOUT, group, gpus_per_node)
+
+
+@pytest.mark.parametrize("group", ["tensor", "exchange", "gather", "sequence", "data", "pipeline"])
+@pytest.mark.parametrize("context", [3, 5, 6, 12])
+def test_a_group_that_a_nodes_edge_cuts_spans_nodes(group: Group, context: int) -> None:
+    layout = replace(LAYOUT, tensor=2, context=context, ulysses=context // 3 or 1, world_size=12 * context)
+    assert members(layout, group, 8) == brute_force(layout, group, 8)
 
 
 @pytest.mark.parametrize(

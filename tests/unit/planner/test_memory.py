@@ -14,8 +14,10 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from sama_mega.bench import planner_memory
 from sama_mega.bench.held_bytes import HeldBytes
-from sama_mega.bench.planner_memory import grid, measure_case, predict_kept
+from sama_mega.bench.planner_memory import MemoryCase, grid, measure_case, predict_kept
+from sama_mega.bench.planner_rows import PlannerRow
 from sama_mega.config import Recipe, build_recipe, load_recipe
 from sama_mega.model import ModelInput, build_model
 from sama_mega.parallel import runtime
@@ -161,6 +163,18 @@ def test_the_passes_of_one_rank_hold_what_was_counted() -> None:
 @pytest.fixture
 def wan14b(repo_root: Any) -> Recipe:
     return load_recipe(repo_root / "recipes/wan14b_stage1.yaml", [])
+
+
+def test_every_case_of_the_calibration_has_a_layout_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = []
+
+    def measure(case: MemoryCase, context: ParallelContext, split: str) -> list[PlannerRow]:
+        blocks.append((case.recipe.model.num_layers, sum(context.layout.stage_layers)))
+        return []
+
+    monkeypatch.setattr(planner_memory, "measure_case", measure)
+    planner_memory.measure_memory(lambda what: None)
+    assert set(blocks) == {(3, 3), (4, 4)}
 
 
 def test_weights_of_14b_by_hand(wan14b: Recipe) -> None:

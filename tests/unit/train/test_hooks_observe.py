@@ -162,6 +162,7 @@ def test_the_peak_is_that_of_the_kind_of_gpu(
 class _Tracker:
     def __init__(self, settings: Any) -> None:
         self.settings, self.files, self.closed, self.abandoned = settings, [], None, False
+        self.seconds_to_close = 0.0
 
     def start(self) -> None:
         pass
@@ -169,8 +170,8 @@ class _Tracker:
     def add_file(self, path: Path, folder: str) -> None:
         self.files.append((path, folder))
 
-    def close(self, status: str) -> None:
-        self.closed = status
+    def close(self, status: str, timeout_seconds: float) -> None:
+        self.closed, self.seconds_to_close = status, timeout_seconds
 
     def abandon(self) -> None:
         self.abandoned = True
@@ -221,7 +222,8 @@ def test_a_new_run_in_an_old_folder_leaves_its_pictures_alone(tmp_path: Path, mo
     [("stopped", "KILLED"), ("interrupted", "KILLED"), ("refused", "FAILED"), ("failed", "FAILED")],
 )
 def test_the_end_of_a_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, status: str) -> None:
-    assert _tracked(_run(tmp_path), monkeypatch, reason).closed == status
+    fake = _tracked(_run(tmp_path), monkeypatch, reason)
+    assert fake.closed == status and fake.seconds_to_close == (10.0 if status == "KILLED" else 30.0)
 
 
 def test_a_superseded_life_leaves_the_end_to_the_newer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,16 @@ def test_means_over_the_steps_without_the_rest_of_them(clock: Clock) -> None:
     assert taken.seconds == 5.5
 
 
+def test_a_step_that_is_taken_again_counts_once(clock: Clock) -> None:
+    """As on a GPU, whose newest events are read."""
+    pace = Pace(torch.device("cpu"))
+    with pace.computing():
+        clock.seconds += 7.0
+    clock.step(pace, reading=1.0, computing=2.0)
+    clock.step(pace, reading=1.0, computing=4.0)
+    assert pace.take("a") == RankPace("a", 1.0, 3.0)
+
+
 def test_taking_starts_over(clock: Clock) -> None:
     pace = Pace(torch.device("cpu"))
     clock.step(pace, reading=1.0, computing=2.0)

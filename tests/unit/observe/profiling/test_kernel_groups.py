@@ -58,6 +58,8 @@ MULTI_TENSOR = "void at::native::(anonymous namespace)::multi_tensor_apply_kerne
         ("ncclDevKernel_ReduceScatter_Sum_bf16_RING_LL(...)", (), True, "communication: reduce-scatter"),
         ("ncclDevKernel_AllReduce_Sum_f32_RING_LL(...)", ("optimizer",), False, "communication: all-reduce"),
         ("ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)", (), False, "communication: send and receive"),
+        ("ncclDevKernel_SendRecv(...)", ("block 1", "communication: all-to-all"), False, "communication: all-to-all"),
+        ("ncclDevKernel_AllGather_RING_LL(...)", ("communication: objects",), False, "communication: all-gather"),
         ("c10d::_reduce_scatter_base_", ("backward",), True, "communication: reduce-scatter"),
         ("aten::copy_", ("encode", "communication: broadcast"), False, "communication: broadcast"),
         ("host", ("data wait",), False, Group.DATA_WAIT),

@@ -157,6 +157,30 @@ def test_on_a_cpu_operations_count_without_what_they_call() -> None:
     assert sum(group.share for group in make_table(traced, {}, RATES).groups) == pytest.approx(1)
 
 
+def test_a_message_under_way_neither_takes_time_twice_nor_holds_what_comes_next() -> None:
+    """gloo says how long a message took, from its start in the main thread, whatever that thread does meanwhile."""
+    traced = rows_of_trace(
+        [
+            annotation("ProfilerStep#0", 0, 100),
+            annotation("communication: send and receive", 10, 20),
+            host("cpu_op", "c10d::send", 11, 19),
+            annotation("gloo:send", 12, 70),
+            annotation("forward", 30, 60),
+            host("cpu_op", "aten::mul", 40, 50),
+            annotation("gloo:recv", 65, 120),
+            host("cpu_op", "aten::copy_", 10, 90, ENGINE),
+        ]
+    )
+    assert {(row.name, row.ranges): row.duration for row in traced.rows} == {
+        ("host", ()): 60,
+        ("host", ("communication: send and receive",)): 2,
+        ("c10d::send", ("communication: send and receive",)): 8,
+        ("host", ("forward",)): 20,
+        ("aten::mul", ("forward",)): 10,
+    }
+    assert sum(group.share for group in make_table(traced, {}, RATES).groups) == pytest.approx(1)
+
+
 def test_a_kernel_without_a_known_launch_has_no_ranges() -> None:
     (row,) = rows_of_trace([annotation("ProfilerStep#0", 0, 10), kernel(9, "stray", 2, 3)]).rows
     assert row == Row("stray", (), False, 2, 1, 7)
