@@ -16,6 +16,7 @@ from rich.console import Console
 from sama_mega.bench.results import describe_machine, wide_console
 from sama_mega.bench.roof import Roof, measure_roof
 from sama_mega.commands.tables import plain_table
+from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.observe.flops import FORMULA, model_flops
 from sama_mega.observe.gpu_kinds import kind_of_device, load_gpu_kinds
@@ -51,6 +52,9 @@ def write_report(recipe: Recipe, told: Profiled, steps: int, out: Path, nsys: Se
 
     Returns:
         What `profile.json` holds.
+
+    Raises:
+        ConfigError: A file cannot be written.
     """
     assert told.trace is not None
     console = Console(stderr=True, highlight=False)
@@ -67,11 +71,18 @@ def write_report(recipe: Recipe, told: Profiled, steps: int, out: Path, nsys: Se
     table = make_table(traced, step_work(recipe, told.batches, steps, told.share), rates)
     report = _report(recipe, told, steps, table, roof, peak, traced.on_device, nsys)
     title = _title(report)
-    (out / "profile.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "profile.md").write_text(_markdown(title, report, table), encoding="utf-8")
-    (out / "step.svg").write_text(draw_step(title, table), encoding="utf-8")
+    _write(out / "profile.json", json.dumps(report, indent=1) + "\n")
+    _write(out / "profile.md", _markdown(title, report, table))
+    _write(out / "step.svg", draw_step(title, table))
     _show(title, report, table, out)
     return report
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}: free or change the disk") from error
 
 
 def _peak_flops(device: torch.device, precision: str) -> float | None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
+from sama_data.errors import DataError
 from sama_mega.observe.profiling.kernel_groups import Group
 from sama_mega.parallel.launch import launch_ranks
 from sama_mega.train import profiled_places
+from sama_mega.train import step as train_step
 from tests.gpu.profile_step import problems
 from tests.support.tiny_recipe import call_main, recipe_path, tiny_overrides, tiny_world
 
@@ -89,7 +95,7 @@ def test_profile_of_one_rank(world: Path, tmp_path: Path, capsys: pytest.Capture
 
     # The table's parts add up to the step, and hold our operations.
     groups = {group["group"]: group for group in report["groups"]}
-    assert sum(group["share"] for group in groups.values()) == pytest.approx(1, abs=0.01)
+    assert sum(group["share"] for group in groups.values()) == pytest.approx(1, abs=1e-6)
     for group in (Group.GEMM, Group.ATTENTION_FORWARD, Group.ATTENTION_BACKWARD):
         assert groups[group]["tflops"] > 0 and groups[group]["roof_share"] > 0, group
     for group in (Group.NORMS, Group.ROPE, Group.LOSS, Group.NOISE, Group.OPTIMIZER, Group.AVERAGE):
@@ -109,6 +115,40 @@ def test_profile_of_one_rank(world: Path, tmp_path: Path, capsys: pytest.Capture
     assert [vars(owner)[attribute] for owner, attribute in STATIC_PLACES] == before
 
 
+def fail_at_the_clip(*arguments: Any) -> None:
+    raise DataError("clip 7: cannot be decoded")
+
+
+def fail_at_the_disk(*arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "fault", "words"),
+    [
+        (train_step, "run_forward_backward", fail_at_the_clip, "error: clip 7: cannot be decoded"),
+        (torch.profiler.profile, "export_chrome_trace", fail_at_the_disk, "cannot be written: No space left on device"),
+    ],
+)
+def test_a_run_that_fails_ends_in_one_line_and_leaves_nothing_in_place(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    owner: Any,
+    name: str,
+    fault: Callable[..., Any],
+    words: str,
+) -> None:
+    before = [vars(one)[attribute] for one, attribute in STATIC_PLACES]
+    monkeypatch.setattr(owner, name, fault)
+    assert call_main(*arguments(world, tmp_path), "--steps", "1") == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("error: ") and words in last
+    assert [vars(one)[attribute] for one, attribute in STATIC_PLACES] == before
+    assert not torch.autograd._profiler_enabled() and not list(tmp_path.glob("*.json.gz"))
+
+
 def test_each_rank_of_several_writes_its_trace(world: Path, tmp_path: Path) -> None:
     assert launch_ranks(2, [*arguments(world, tmp_path, **{"parallel.tensor": 2}), "--steps", "1"]) == 0
     for rank in range(2):
@@ -118,6 +158,7 @@ def test_each_rank_of_several_writes_its_trace(world: Path, tmp_path: Path) -> N
     report = json.loads((tmp_path / "profile.json").read_text())
     groups = {group["group"] for group in report["groups"]}
     assert {"communication: all-gather", "communication: reduce-scatter", "communication: broadcast"} <= groups
+    assert sum(group["share"] for group in report["groups"]) == pytest.approx(1, abs=1e-6)
     assert report["layout"].startswith("2 ranks")
 
 

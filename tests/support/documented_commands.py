@@ -19,6 +19,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +163,19 @@ class Parsed:
         return named if named.endswith((".yaml", ".yml")) or named.isupper() else None
 
 
+@cache
+def _command_tree() -> Any:
+    """Of the whole command line; making it takes longer than a hundred parses."""
+    return typer.main.get_command(app)
+
+
 def parse(arguments: Sequence[str]) -> Parsed:
     """Parses a command, and loads its recipe with its overrides; runs nothing.
 
     Raises:
         UnknownLineError: There is no such command, option or value, or the recipe refuses an override.
     """
-    command: Any = typer.main.get_command(app)
+    command: Any = _command_tree()
     words, name = list(arguments), []
     while hasattr(command, "commands"):
         if words in (["--help"], ["--version"]):

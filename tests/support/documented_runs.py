@@ -35,6 +35,8 @@ SHRUNK: Mapping[str, tuple[str, ...]] = {
     "data cache": (),
 }
 """By command, what makes it small, beside `_TINY` for commands that take overrides of a recipe."""
+_SMALL_SCALING = ("model.num_layers=4", "data.images_per_step=64", "data.videos_per_step=64")
+"""Of `check --scaling`, which predicts a step for every layout of every number of GPUs."""
 _OUTPUTS = ("out",)
 _INPUT_KEYS = ("data.manifest", "checkpoint.init_from", "data.cache")
 _PROMISED = ("runs/demo", "my/", "recipes/", "clip.mp4")
@@ -76,7 +78,8 @@ def shrink(command: Parsed, arguments: list[str], folder: Path) -> list[str] | N
     if missing:
         return None
     takes_overrides = command.recipe is not None and "overrides" in command.values and command.name != "check"
-    return [*arguments, *(_TINY if takes_overrides else ()), *SHRUNK[command.name]]
+    scaling = _SMALL_SCALING if command.values.get("scaling") else ()
+    return [*arguments, *(_TINY if takes_overrides else ()), *scaling, *SHRUNK[command.name]]
 
 
 def _needs_no_weights(command: Parsed) -> bool:

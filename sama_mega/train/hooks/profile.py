@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from sama_mega.config.errors import ConfigError
 from sama_mega.observe.profiling.ranges import OpenRange, device_range, named_ranges, torch_range
 from sama_mega.observe.profiling.step_work import RankShare, SeenBatch
 from sama_mega.parallel.runtime import ParallelContext
@@ -144,13 +146,17 @@ class ProfileHook(Hook):
             torch.cuda.profiler.stop()
         if self._settings.memory:
             self._told.snapshot = self._file("memory", "pickle")
-            torch.cuda.memory._dump_snapshot(str(self._told.snapshot))
+            with _telling_of_the_disk(self._told.snapshot):
+                torch.cuda.memory._dump_snapshot(str(self._told.snapshot))
             torch.cuda.memory._record_memory_history(enabled=None)
 
     def _write_trace(self, profiler: Any) -> None:
+        if not self._told.complete:  # the run ended before: its trace would be of other steps than were asked for
+            return
         path = self._file("trace", "json.gz")
         _log.info("writing %s", path)
-        profiler.export_chrome_trace(str(path))
+        with _telling_of_the_disk(path):
+            profiler.export_chrome_trace(str(path))
         self._told.trace = path
 
     def _note(self, noised: NoisedBatch) -> None:
@@ -167,6 +173,14 @@ class ProfileHook(Hook):
 
     def _file(self, what: str, ending: str) -> Path:
         return self._settings.folder / f"{what}-rank-{self._context.rank:05d}.{ending}"
+
+
+@contextmanager
+def _telling_of_the_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}: free or change the disk") from error
 
 
 def _share_of(state: TrainState, context: ParallelContext) -> RankShare:

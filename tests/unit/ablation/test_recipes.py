@@ -49,6 +49,8 @@ def test_a_recipe_is_what_its_name_says(variant: Variant, stage: int) -> None:
         assert motion.none == 1
         assert all((motion.cube, motion.speed, motion.tube)) == (variant.name in WITH_MOTION)
         assert any((motion.cube, motion.speed, motion.tube)) == (variant.name in WITH_MOTION)
+        # Held-out clips are perturbed by the variant's own recipe: the same clips only where this is the same.
+        assert (motion.keep_length, motion.cube_share) == (True, 0.3)
     assert recipe.model.roles == ("shifted_rope" if "shifted" in variant.name else "segment")
     assert recipe.train.run_folder == Path(f"runs/ablation/{variant.name}/stage{stage}")
     if stage == 1:
