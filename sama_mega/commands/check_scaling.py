@@ -17,7 +17,7 @@ from sama_mega.planner.rank_time import PARTS
 from sama_mega.planner.scaling import GPU_COUNTS, ScalingRow, scaling_assumptions, simulate_scaling
 from sama_mega.planner.step_time import three_digits
 
-_WIDTH = 150
+_WIDTH = 165
 _SHOWN_SHARE = 0.05
 
 
@@ -50,6 +50,7 @@ def print_scaling(recipe: Recipe, cluster: Cluster, gpu_counts: Sequence[int] = 
             *(
                 "GPUs|n",
                 "layout",
+                "recompute",
                 "samples|n",
                 "s/step|n",
                 "tokens/s|n",
@@ -68,7 +69,12 @@ def print_scaling(recipe: Recipe, cluster: Cluster, gpu_counts: Sequence[int] = 
 
 
 def _cells(row: ScalingRow) -> list[str]:
-    start = [f"{row.num_gpus:,}", "-" if row.layout is None else _degrees(row.layout), f"{row.num_samples:,}"]
+    start = [
+        f"{row.num_gpus:,}",
+        "-" if row.layout is None else _degrees(row.layout),
+        row.recompute or "-",
+        f"{row.num_samples:,}",
+    ]
     if row.time is None or row.efficiency is None:
         return [*start, "-", "-", "-", "-", row.problem or ""]
     time = row.time

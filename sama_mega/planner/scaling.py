@@ -32,6 +32,7 @@ class ScalingRow:
         time: Predicted; None where it would not run.
         efficiency: Tokens a second and GPU, as a share of the fewest GPUs' that run in this mode.
         problem: Why it would not run.
+        recompute: The `train.recompute` that goes with the layout; None where there is none.
     """
 
     mode: Mode
@@ -41,6 +42,7 @@ class ScalingRow:
     time: StepTime | None
     efficiency: float | None
     problem: str | None
+    recompute: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -131,11 +133,11 @@ def _row(
     num_samples = _num_samples(chosen)
     if num_samples < samples_needed_per_rank(chosen.parallel) * layout.data:
         problem = too_few_samples(chosen.parallel, num_samples, layout.data)
-        return ScalingRow(mode, num_gpus, layout, num_samples, None, None, problem), None
+        return ScalingRow(mode, num_gpus, layout, num_samples, None, None, problem, chosen.train.recompute), None
     time = predict_step_time(chosen, layout, gpu, gpus_per_node)
     base = first or time
     efficiency = (time.tokens_per_second / time.num_gpus) / (base.tokens_per_second / base.num_gpus)
-    return ScalingRow(mode, num_gpus, layout, num_samples, time, efficiency, None), chosen
+    return ScalingRow(mode, num_gpus, layout, num_samples, time, efficiency, None, chosen.train.recompute), chosen
 
 
 def _num_samples(recipe: Recipe) -> int:

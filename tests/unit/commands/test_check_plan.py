@@ -10,7 +10,11 @@ import pytest
 
 from sama_mega.commands import check
 from sama_mega.commands.check_plan import GpuRequest
+from sama_mega.commands.check_scaling import print_scaling
+from sama_mega.config import load_recipe
 from sama_mega.config.errors import ConfigError
+from sama_mega.observe.gpu_kinds import load_gpu_kinds
+from sama_mega.planner.foot_guns import Cluster
 
 
 def run(recipe: Path, *overrides: str, gpus: int | None, request: GpuRequest | None = None) -> None:
@@ -79,6 +83,19 @@ def test_a_cpu_recipe_is_held_to_no_gpu(repo_root: Path, capsys: pytest.CaptureF
 def test_endless_memory_is_refused(repo_root: Path) -> None:
     with pytest.raises(ConfigError, match=r"--gpu-memory-gib \(inf\) must be a finite number"):
         run(repo_root / "recipes/wan1_3b_stage1.yaml", gpus=8, request=GpuRequest(memory_gib=float("inf")))
+
+
+def test_scaling_says_all_that_makes_a_layout_run(repo_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, cluster = (
+        load_recipe(repo_root / "recipes/wan14b_stage1.yaml"),
+        Cluster(load_gpu_kinds()["H200"], "H200", 8, 139.8),
+    )
+    rows = print_scaling(recipe, cluster, [8, 64])["rows"]
+    printed = capsys.readouterr().out.splitlines()
+    for row in rows:
+        degrees = "tp {tensor} cp {context} pp {pipeline} dp {data}".format(**row["layout"])
+        # The recipe's own is full: without the mode the degrees alone would be another, slower run.
+        assert row["recompute"] != "full" and any(degrees in line and row["recompute"] in line for line in printed)
 
 
 def test_scaling_without_a_gpu_is_refused_before_anything_is_printed(
