@@ -54,9 +54,9 @@ $(DEV_STAMP): $(INPUTS)
 demo: $(STAMP)
 	@$(PYTHON) -m sama_mega.commands.demo $(DEMO_ARGS)
 
-# Long files come first in the order of collection; a file stays in one worker.
+# A file stays in one worker: it starts its ranks once. Long files come first in the order of collection.
 TEST_WORKERS ?= 2
-IN_WORKERS := -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+IN_WORKERS := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(DEV_STAMP)
 	@$(PYTHON) -m pytest $(IN_WORKERS) $(TEST_ARGS)

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use, the rule for tests that need a GPU, and which tests one worker runs in turn."""
+"""Fixtures that every test may use, and the rule for tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import pytest
 # Triton reads this when it is first imported, so it is set before anything else: without a GPU its kernels run on the
 # CPU, where a test asks for them.
 os.environ.setdefault("TRITON_INTERPRET", "0" if shutil.which("nvidia-smi") else "1")
-
-SLURM = Path(__file__).parent / "slurm"
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +28,8 @@ def shared_root(repo_root: Path) -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu where there is no CUDA device; keep what shares fixtures in one worker."""
-    for item in items:
-        # A file starts its ranks once; the host has room for one Slurm cluster's nodes at a time.
-        group = "slurm" if SLURM in item.path.parents else item.path.relative_to(SLURM.parent).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Skip tests marked gpu where there is no CUDA device."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
