@@ -54,12 +54,16 @@ $(DEV_STAMP): $(INPUTS)
 demo: $(STAMP)
 	@$(PYTHON) -m sama_mega.commands.demo $(DEMO_ARGS)
 
-# A file stays in one worker: it starts its ranks once. Long files come first in the order of collection.
+# What starts ranks of its own uses the cores already; the rest runs in workers, a file in one of them.
 TEST_WORKERS ?= 2
-IN_WORKERS := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+IN_WORKERS := -n $(TEST_WORKERS) --dist loadfile
+WITH_RANKS := tests/distributed tests/end_to_end tests/parity tests/slurm
 
 test: $(DEV_STAMP)
-	@$(PYTHON) -m pytest $(IN_WORKERS) $(TEST_ARGS)
+	@status=0; \
+	$(PYTHON) -m pytest $(WITH_RANKS) $(TEST_ARGS) || status=$$?; \
+	$(PYTHON) -m pytest tests/unit tests/gpu $(IN_WORKERS) $(TEST_ARGS) || status=$$?; \
+	exit $$status
 
 test-fast: $(DEV_STAMP)
 	@$(PYTHON) -m pytest tests/unit -x -q -m "not slow" $(IN_WORKERS) $(TEST_ARGS)
