@@ -54,15 +54,16 @@ $(DEV_STAMP): $(INPUTS)
 demo: $(STAMP)
 	@$(PYTHON) -m sama_mega.commands.demo $(DEMO_ARGS)
 
-# What starts ranks of its own uses the cores already; the rest runs in workers, a file in one of them.
+# What always has several ranks at work uses the cores already; the rest runs in workers, a file in one of them.
 TEST_WORKERS ?= 2
 IN_WORKERS := -n $(TEST_WORKERS) --dist loadfile
-WITH_RANKS := tests/distributed tests/end_to_end tests/parity tests/slurm
+WITH_RANKS := tests/distributed tests/slurm
+THE_REST := tests/unit tests/end_to_end tests/parity tests/gpu
 
 test: $(DEV_STAMP)
 	@status=0; \
 	$(PYTHON) -m pytest $(WITH_RANKS) $(TEST_ARGS) || status=$$?; \
-	$(PYTHON) -m pytest tests/unit tests/gpu $(IN_WORKERS) $(TEST_ARGS) || status=$$?; \
+	$(PYTHON) -m pytest $(THE_REST) $(IN_WORKERS) $(TEST_ARGS) || status=$$?; \
 	exit $$status
 
 test-fast: $(DEV_STAMP)
