@@ -420,8 +420,7 @@ def test_when_everything_hangs_the_run_stops(tmp_path, monkeypatch):
             loader.step(0)
         assert "took longer than 0.1 s to decode" in str(caught.value)
         assert "\n" not in str(caught.value)
-        # What another thread was reading at that moment may be one more.
-        assert 8 <= loader.health.num_bad < 12
+        assert loader.health.num_bad == 8
 
 
 def test_stopping_early_does_not_wait_for_a_clip_that_hangs(world, tmp_path, monkeypatch):
