@@ -46,6 +46,7 @@ class Health:
         self._bad_of_kind: Counter[str] = Counter()
         self._most_lost_in_a_row = max(MIN_LOST_IN_A_ROW, _LOST_PER_THREAD * num_threads)
         self._lost_in_a_row = 0
+        self._stopped: DataError | None = None
 
     def is_bad(self, index: int) -> bool:
         """Whether a row was tried in this process and failed: it is not tried again."""
@@ -67,18 +68,24 @@ class Health:
     def record_bad(self, row: Row, error: ClipError, step: int) -> None:
         """Counts and quarantines a row that could not be read.
 
+        Once this has ended the run, rows that other threads were reading then count no more: some were interrupted.
+
         Raises:
             DataError: Too many rows are bad, every row of its kind is, one after the other hung or crashed its
                 decoder, or the quarantine cannot be written.
         """
         with self._lock:
+            if self._stopped is not None:
+                raise self._stopped
             self._count_tried(row.index)
             self._lost_in_a_row = self._lost_in_a_row + 1 if isinstance(error, DecoderLostError) else 0
             if row.index not in self._bad:
                 self._bad.add(row.index)
                 self._bad_of_kind[row.kind] += 1
                 self._quarantine.add(row.sample_id, error.path, error.reason, step)
-            self._stop_if_too_many(row, error)
+            self._stopped = self._reason_to_stop(row, error)
+            if self._stopped is not None:
+                raise self._stopped
 
     def all_bad(self, kind: str, last: ClipError | None) -> DataError:
         """Returns the error that ends the run because no sample of a kind can be used.
@@ -97,17 +104,18 @@ class Health:
         self._num_tried += 1 - self._tried[index]
         self._tried[index] = 1
 
-    def _stop_if_too_many(self, row: Row, error: ClipError) -> None:
+    def _reason_to_stop(self, row: Row, error: ClipError) -> DataError | None:
         if self._bad_of_kind[row.kind] >= self._rows_of_kind[row.kind]:
-            raise self.all_bad(row.kind, error)
+            return self.all_bad(row.kind, error)
         if self._lost_in_a_row >= self._most_lost_in_a_row:
-            raise DataError(
+            return DataError(
                 f"{self._lost_in_a_row} samples in a row hung or crashed their decoder on this rank: look at this "
                 f"machine's file system and memory, and start the run again; {self._listed(error)}"
             )
         share = len(self._bad) / self._num_tried
         if self._num_tried >= MIN_TRIED and share > self._max_bad_share:
-            raise DataError(
+            return DataError(
                 f"{len(self._bad)} of the {self._num_tried} samples tried on this rank are bad, more than "
                 f"data.max_bad_share ({self._max_bad_share:g}) allows: {self._listed(error)}"
             )
+        return None

@@ -177,3 +177,16 @@ def test_one_hang_that_all_threads_meet_is_not_one_after_the_other(tmp_path):
         lose(health, row(index))
     with pytest.raises(DataError, match="40 samples in a row"):
         lose(health, row(39))
+
+
+def test_what_other_threads_were_reading_when_the_run_was_stopped_counts_no_more(tmp_path):
+    health = make_health(tmp_path, share=1.0)
+    for index in range(MIN_LOST_IN_A_ROW - 1):
+        lose(health, row(index))
+    with pytest.raises(DataError) as first:
+        lose(health, row(50))
+    with pytest.raises(DataError) as second:
+        lose(health, row(51))
+    assert second.value is first.value
+    assert health.num_bad == MIN_LOST_IN_A_ROW and not health.is_bad(51)
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == MIN_LOST_IN_A_ROW
