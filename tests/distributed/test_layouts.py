@@ -194,10 +194,25 @@ def run_cases(ranks: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def reports(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Of so many ranks, by label: the first rank's, which has everybody's tensors."""
-    ranks: int = request.param
-    return run_distributed(run_cases, ranks, TIMEOUT_SECONDS, (ranks,))[0]
+def reports_of_2() -> dict[str, Any]:
+    """By label: the first rank's, which has everybody's tensors."""
+    return run_distributed(run_cases, 2, TIMEOUT_SECONDS, (2,))[0]
+
+
+@pytest.fixture(scope="module")
+def reports_of_3() -> dict[str, Any]:
+    return run_distributed(run_cases, 3, TIMEOUT_SECONDS, (3,))[0]
+
+
+@pytest.fixture(scope="module")
+def reports_of_4() -> dict[str, Any]:
+    return run_distributed(run_cases, 4, TIMEOUT_SECONDS, (4,))[0]
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest, ranks: int, name: str) -> Any:
+    """One layout's. A fixture by number of ranks, since one with a parameter starts ranks anew for every test."""
+    return request.getfixturevalue(f"reports_of_{ranks}")[name]
 
 
 def parameters(planted: bool) -> list[Any]:
@@ -209,20 +224,16 @@ def parameters(planted: bool) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("reports", "name"), parameters(planted=False), indirect=["reports"])
-def test_a_layout_takes_the_step_of_one_rank(reports: dict[str, Any], name: str) -> None:
-    report = reports[name]
+@pytest.mark.parametrize(("ranks", "name"), parameters(planted=False))
+def test_a_layout_takes_the_step_of_one_rank(report: Any, ranks: int, name: str) -> None:
     wrong = [(check.tensor, check.error) for check in report.worst_first if not check.passed]
     assert not wrong, wrong[:5]
     # 26 parameters outside the blocks and 21 in each: a gradient and an update of every one, and six losses a step.
     assert len(report.checks) == 2 * 6 + 2 * (26 + 4 * 21)
 
 
-@pytest.mark.parametrize(
-    ("reports", "name"), [(ranks, name) for name, (ranks, _, _) in OTHER_MODELS.items()], indirect=["reports"]
-)
-def test_models_without_a_part_take_the_step_of_one_rank(reports: dict[str, Any], name: str) -> None:
-    report = reports[name]
+@pytest.mark.parametrize(("ranks", "name"), [(ranks, name) for name, (ranks, _, _) in OTHER_MODELS.items()])
+def test_models_without_a_part_take_the_step_of_one_rank(report: Any, ranks: int, name: str) -> None:
     wrong = [(check.tensor, check.error) for check in report.worst_first if not check.passed]
     assert not wrong, wrong[:5]
     # Without anchors 10 parameters fewer, semantic MLP and head; without types one.
@@ -230,9 +241,8 @@ def test_models_without_a_part_take_the_step_of_one_rank(reports: dict[str, Any]
     assert len(report.checks) == 2 * 6 + 2 * num_parameters
 
 
-@pytest.mark.parametrize(("reports", "name"), parameters(planted=True), indirect=["reports"])
-def test_a_planted_bug_breaks_exactly_what_is_written(reports: dict[str, Any], name: str) -> None:
-    report = reports[name]
+@pytest.mark.parametrize(("ranks", "name"), parameters(planted=True))
+def test_a_planted_bug_breaks_exactly_what_is_written(report: Any, ranks: int, name: str) -> None:
     assert not report.ok
     assert report.must_break
     assert not report.not_as_written, report.not_as_written[:5]
