@@ -25,8 +25,8 @@ from sama_mega.model.parallel_layers import (
     sees_own_tokens,
     sum_gradient_over_tensor_ranks,
 )
-from sama_mega.model.token_layout import Grid
 from sama_mega.parallel.runtime import ParallelContext
+from sama_mega.parallel.token_layout import Grid
 
 
 def patch_grid(latents: Tensor, patch_size: Grid) -> Grid:

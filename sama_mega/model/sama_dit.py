@@ -31,10 +31,10 @@ from sama_mega.model.heads import SemanticHead, VelocityHead
 from sama_mega.model.norms import SegmentEmbedding
 from sama_mega.model.parallel_layers import copied_to_stages, sum_gradient_over_tensor_ranks
 from sama_mega.model.recompute import run_with_recompute
-from sama_mega.model.token_layout import SEMANTIC, TokenLayout
 from sama_mega.parallel.collectives import all_reduce_in_place
 from sama_mega.parallel.layout import Stage
 from sama_mega.parallel.runtime import ParallelContext
+from sama_mega.parallel.token_layout import SEMANTIC, TokenLayout
 
 
 @dataclass(frozen=True)

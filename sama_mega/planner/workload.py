@@ -18,9 +18,8 @@ from sama_data.rows import Kind
 from sama_data.shapes import Shape, cut_by_shape
 from sama_mega.config.schema import FRAMES_PER_LATENT, LATENT_STRIDE, MotionRecipe, Recipe
 from sama_mega.parallel.layout import Layout, samples_needed_per_rank
+from sama_mega.parallel.token_layout import SOURCE, TARGET, Grid, TokenLayout
 from sama_mega.train.loader_settings import cost_model
-
-Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -53,30 +52,35 @@ class MicroBatchShape:
     text_length: int
     num_shards: int
 
+    @cached_property
+    def sequence(self) -> TokenLayout:
+        """One sample's sequence and its shards, as the model cuts it."""
+        return TokenLayout(self.source_grid, self.num_semantic, self.target_grid, self.num_shards)
+
     @property
     def source_tokens(self) -> int:
         """Of one sample's source."""
-        return _product(self.source_grid)
+        return self.sequence.segment_lengths[SOURCE]
 
     @property
     def target_tokens(self) -> int:
         """Of one sample's target."""
-        return _product(self.target_grid)
+        return self.sequence.segment_lengths[TARGET]
 
     @property
     def num_tokens(self) -> int:
         """Of one sample's sequence, without padding."""
-        return self.source_tokens + self.num_semantic + self.target_tokens
+        return self.sequence.num_tokens
 
     @property
     def tokens_per_shard(self) -> int:
         """Of one sample on one rank between the matrices, padding included."""
-        return -(-self.num_tokens // self.num_shards)
+        return self.sequence.tokens_per_shard
 
     @property
     def num_padded_tokens(self) -> int:
         """Of one sample's sequence, with padding."""
-        return self.tokens_per_shard * self.num_shards
+        return self.sequence.num_padded_tokens
 
 
 @dataclass(frozen=True)
@@ -217,8 +221,3 @@ def _deal(recipe: Recipe, layout: Layout, slots: list[Shape], limits: dict[Kind,
     )
     degrees = {"pipeline": layout.pipeline, "interleave": layout.interleave}
     return deal_work(work, layout.data, samples_needed_per_rank(recipe.parallel.model_copy(update=degrees)))
-
-
-def _product(grid: Grid) -> int:
-    frames, lines, columns = grid
-    return frames * lines * columns

@@ -25,7 +25,7 @@ from sama_mega.checkpoint.encoder_paths import find_weights_of
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import BUILT_IN_ENCODERS, EncodersRecipe, Recipe
 from sama_mega.model.diffusers_names import diffusers_name
-from sama_mega.model.token_layout import SEMANTIC, SOURCE, TARGET
+from sama_mega.parallel.token_layout import SEMANTIC, SOURCE, TARGET
 from sama_mega.parameters.names import released_names
 from sama_mega.parameters.shapes import our_shapes, released_shapes, sama_shapes
 from sama_mega.weights.model_card import model_card

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sama_mega.model.token_layout import SEMANTIC, SOURCE, TARGET, TokenLayout
+from sama_mega.parallel.token_layout import SEMANTIC, SOURCE, TARGET, TokenLayout
 
 grids = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
 layouts = st.builds(
