@@ -81,7 +81,8 @@ def _both(*patterns: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Puts a value in an attribute's place, as long as it is entered."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -99,7 +100,7 @@ def _rank_local_norm() -> AbstractContextManager[None]:
         local_width = inputs[0].shape[-2] * inputs[0].shape[-1]
         return original(*inputs, full_width=full_width if sum_over_ranks is None else local_width, **options)
 
-    return _replaced(attention, "qk_norm_rope", rank_local)
+    return replaced(attention, "qk_norm_rope", rank_local)
 
 
 def _norm_summed_forward_only() -> AbstractContextManager[None]:
@@ -116,7 +117,7 @@ def _norm_summed_forward_only() -> AbstractContextManager[None]:
 
         return original(*inputs, sum_over_ranks=sum_over_ranks and sum_first_message, **options)
 
-    return _replaced(attention, "qk_norm_rope", forward_only)
+    return replaced(attention, "qk_norm_rope", forward_only)
 
 
 def _with_token_count(change: Callable[[int, int], int]) -> AbstractContextManager[None]:
@@ -129,7 +130,7 @@ def _with_token_count(change: Callable[[int, int], int]) -> AbstractContextManag
         told = change(num_tokens, q.shape[1] * context.layout.context)
         return original(q, k, v, told, context, **options)
 
-    return _replaced(attention, "context_attention", miscounted)
+    return replaced(attention, "context_attention", miscounted)
 
 
 def _stale_keys_and_values() -> AbstractContextManager[None]:
@@ -156,8 +157,8 @@ def _stale_keys_and_values() -> AbstractContextManager[None]:
     @contextmanager
     def planted() -> Iterator[None]:
         with (
-            _replaced(context_attention, "exchange_heads_for_tokens", exchanged),
-            _replaced(context_attention, "gather_tokens", gathered),
+            replaced(context_attention, "exchange_heads_for_tokens", exchanged),
+            replaced(context_attention, "gather_tokens", gathered),
         ):
             yield
 
@@ -170,7 +171,7 @@ def _unsliced_output_gradient() -> AbstractContextManager[None]:
     def summed(patches: Tensor, tensor_parallel_output_grad: bool, group: Any) -> Tensor:
         return original(patches, tensor_parallel_output_grad=True, group=group)
 
-    return _replaced(sama_dit, "gather_from_sequence_parallel_region", summed)
+    return replaced(sama_dit, "gather_from_sequence_parallel_region", summed)
 
 
 def _unsummed_sequence_gradients() -> AbstractContextManager[None]:
@@ -180,16 +181,16 @@ def _unsummed_sequence_gradients() -> AbstractContextManager[None]:
         if group.group_desc != "TENSOR_MODEL_PARALLEL_GROUP":
             original(tensors, group)
 
-    return _replaced(gradients, "flattened_all_reduce", not_over_tensor_ranks)
+    return replaced(gradients, "flattened_all_reduce", not_over_tensor_ranks)
 
 
 def _unsummed_stage_copies() -> AbstractContextManager[None]:
-    return _replaced(gradients, "_sum_stage_copies", lambda *_: None)
+    return replaced(gradients, "_sum_stage_copies", lambda *_: None)
 
 
 def _unawaited_parameters() -> AbstractContextManager[None]:
     # The forward pass reads what is there: other data ranks' slices of the step before.
-    return _replaced(ParameterBuckets, "finish_param_sync", lambda *_, **__: None)
+    return replaced(ParameterBuckets, "finish_param_sync", lambda *_, **__: None)
 
 
 def _mean_of_means() -> AbstractContextManager[None]:
@@ -199,7 +200,7 @@ def _mean_of_means() -> AbstractContextManager[None]:
         statistics.total_weight = local_weight * context.layout.data
         return statistics
 
-    return _replaced(step, "SlotStatistics", local_mean)
+    return replaced(step, "SlotStatistics", local_mean)
 
 
 _SEQUENCE_SHARED = _both(

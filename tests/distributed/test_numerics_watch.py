@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,21 +58,12 @@ class _SpoilsGradient(torch.autograd.Function):
         return gradients[0] * float("inf")
 
 
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
 def planted(fault: str) -> contextlib.AbstractContextManager[None]:
     """A fault in the running code, of rank 1 alone where it is not a sample's."""
     from sama_mega.model.attention import SelfAttention
     from sama_mega.train.batch import Batcher
     from sama_mega.train.step import TrainStep
+    from sama_mega.verify.plants import replaced
 
     run, encode, attend = TrainStep.run, Batcher.encode, SelfAttention.forward
     is_bad_rank = os.environ.get("RANK") == "1"
@@ -265,6 +255,7 @@ class Alone:
 def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
     from sama_mega.model.block import SamaBlock
     from sama_mega.train.run import train
+    from sama_mega.verify.plants import replaced
 
     folder, outputs, forward = tmp_path_factory.mktemp("alone"), [], SamaBlock.forward
 
