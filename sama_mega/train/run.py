@@ -133,21 +133,23 @@ def _train_on_ranks(recipe: Recipe, dataset: Dataset, context: ParallelContext, 
         checkpoints = CheckpointHook(state, context, life.number)
         load = LoadMeter(context.device, lambda: batcher.num_truncated_prompts if context.reports_samples else 0)
         # In the order they run: what measures before what writes; what is logged first is there when a later one fails.
-        hooks: Sequence[Hook] = [
-            WatchdogHook(context, life.number, life.end_hung),
-            BadStepHook(train_step, state, context, life.number),
-            SpeedHook(parts.throughput),
-            PaceHook(pace, load, context),
-            StatisticsHook(statistics),
-            MetricsHook(),
-            checkpoints,
-            SampleHook(recipe, parts.sample_clips, parts.encoders, state, context),
-            ProgressHook(None, parts.throughput.peak_tflops, checkpoints.newest_save),
-            TrackerHook(),
-            LifeHook(life.file, start.clock),
-        ]
-        if start.hooks is not None:
-            hooks = start.hooks(context, state)
+        hooks: Sequence[Hook] = (
+            start.hooks(context, state)
+            if start.hooks is not None
+            else [
+                WatchdogHook(context, life.number, life.end_hung),
+                BadStepHook(train_step, state, context, life.number),
+                SpeedHook(parts.throughput),
+                PaceHook(pace, load, context),
+                StatisticsHook(statistics),
+                MetricsHook(),
+                checkpoints,
+                SampleHook(recipe, parts.sample_clips, parts.encoders, state, context),
+                ProgressHook(None, parts.throughput.peak_tflops, checkpoints.newest_save),
+                TrackerHook(),
+                LifeHook(life.file, start.clock),
+            ]
+        )
         loop = Loop(run, dataset, state, train_step, hooks)
         with closing(_batches(loader, run, checkpoints, life, pace)) as batches:
             end = loop.run(agreeing_batches(batches, context, start.stop))
