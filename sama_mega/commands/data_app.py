@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from sama_data.score.settings import DEFAULT_MODEL
+from sama_mega.commands.judge_options import (
+    ApiKeyVariableOption,
+    AttemptsOption,
+    ConcurrencyOption,
+    DryRunOption,
+    FramesOption,
+    InputPriceOption,
+    JudgeModelOption,
+    MaxOutputTokensOption,
+    OutputPriceOption,
+    ResponseFormatOption,
+    RetryUnscoredOption,
+    TemperatureOption,
+    TimeoutOption,
+    TurnsOption,
+    VideoSideOption,
+    YesOption,
+)
 from sama_mega.commands.options import (
     JsonOption,
     ManifestArgument,
@@ -178,41 +197,27 @@ def data_score(
     endpoint: Annotated[
         str, typer.Option(metavar="URL", help="An OpenAI-compatible server, such as http://host:8000/v1.")
     ],
-    model: Annotated[
-        str | None, typer.Option(help="The model's name there (default: Qwen/Qwen2.5-VL-72B-Instruct).")
-    ] = None,
-    turns: Annotated[int, typer.Option(min=1, help="Times that a pair is judged; its scores are the means.")] = 3,
-    frames: Annotated[int, typer.Option(min=1, help="Frames shown of each of the two clips, evenly spaced.")] = 8,
+    judge_model: JudgeModelOption = DEFAULT_MODEL,
+    turns: TurnsOption = 3,
+    frames: FramesOption = 8,
     max_frames: Annotated[
         int, typer.Option(min=1, help="They are taken from so many frames at the clip's start.")
     ] = 81,
-    video_side: Annotated[int, typer.Option(min=28, help="Longer side of a frame shown, in pixels.")] = 640,
+    video_side: VideoSideOption = 640,
     image_side: Annotated[int, typer.Option(min=28, help="Longer side of an image shown, in pixels.")] = 1024,
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="Of the model's sampling.")] = 0.7,
-    max_output_tokens: Annotated[int, typer.Option(min=32, help="Longest answer.")] = 400,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 16,
-    timeout_seconds: Annotated[float, typer.Option(help="For one request.")] = 120.0,
-    attempts: Annotated[int, typer.Option(min=1, help="Times that a turn is asked before its row is given up.")] = 6,
-    response_format: Annotated[
-        Literal["auto", "json_schema", "json_object", "text"],
-        typer.Option(help="How JSON is asked for; auto: the strictest that the server takes."),
-    ] = "auto",
-    api_key_variable: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Environment variable with the API key (default: SAMA_MEGA_SCORE_API_KEY, if set)."
-        ),
-    ] = None,
-    input_price: Annotated[
-        float | None, typer.Option(min=0.0, help="Price of a million tokens read, for the estimate.")
-    ] = None,
-    output_price: Annotated[float | None, typer.Option(min=0.0, help="Price of a million tokens written.")] = None,
+    temperature: TemperatureOption = 0.7,
+    max_output_tokens: MaxOutputTokensOption = 400,
+    concurrency: ConcurrencyOption = 16,
+    timeout_seconds: TimeoutOption = 120.0,
+    attempts: AttemptsOption = 6,
+    response_format: ResponseFormatOption = "auto",
+    api_key_variable: ApiKeyVariableOption = None,
+    input_price: InputPriceOption = None,
+    output_price: OutputPriceOption = None,
     rescore: Annotated[bool, typer.Option("--rescore", help="Judge rows too that have their scores.")] = False,
-    retry_unscored: Annotated[
-        bool, typer.Option("--retry-unscored", help="Ask again about rows that got wrong answers before.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Go on after the estimate without a question.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the estimate; ask and write nothing.")] = False,
+    retry_unscored: RetryUnscoredOption = False,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Have a vision-language model score every edit: instruction, quality, preservation and, for videos, motion.
@@ -220,12 +225,12 @@ def data_score(
     Shows first what that costs. A run that was killed goes on where it was: its answers are in a journal beside
     M.parquet, and nothing that was answered is asked again.
     """
-    from sama_data.score.settings import DEFAULT_MODEL, EndpointSettings, JudgeSettings
+    from sama_data.score.settings import EndpointSettings, JudgeSettings
     from sama_mega.commands import data_score as command
     from sama_mega.commands.judging import Prices, api_key
 
     judge = JudgeSettings(
-        model=DEFAULT_MODEL if model is None else model,
+        model=judge_model,
         turns=turns,
         num_frames=frames,
         max_frames=max_frames,

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from sama_data.score.settings import DEFAULT_MODEL
+from sama_mega.commands.judge_options import (
+    ApiKeyVariableOption,
+    AttemptsOption,
+    ConcurrencyOption,
+    DryRunOption,
+    FramesOption,
+    InputPriceOption,
+    JudgeModelOption,
+    MaxOutputTokensOption,
+    OutputPriceOption,
+    ResponseFormatOption,
+    RetryUnscoredOption,
+    TemperatureOption,
+    TimeoutOption,
+    TurnsOption,
+    VideoSideOption,
+    YesOption,
+)
 from sama_mega.commands.options import CheckpointArgument, GuidanceOption, JsonOption, StepsOption, WeightsOption
 
 SYNTHETIC = "synthetic"
+OF_EVERY_SUITE = {"checkpoint", "suite", "weights", "steps", "guidance", "limit", "out", "as_json"}
+"""Parameters that also say something where no judge is asked."""
 
 
 def evaluate(
+    context: typer.Context,
     checkpoint: CheckpointArgument,
     suite: Annotated[
         str,
@@ -40,37 +62,25 @@ def evaluate(
     max_frames: Annotated[
         int, typer.Option(min=1, help="Judged: of a longer clip so many frames are edited and judged.")
     ] = 81,
-    judge_url: Annotated[
+    endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="Judged: an OpenAI-compatible server, as http://host:8000/v1.")
     ] = None,
-    judge_model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The judge's name there (default: Qwen/Qwen2.5-VL-72B-Instruct).")
-    ] = None,
-    judge_key_env: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Variable with the API key (default: SAMA_MEGA_SCORE_API_KEY, if set)."),
-    ] = None,
-    turns: Annotated[int, typer.Option(min=1, help="Times that an edit is judged; its scores are the means.")] = 3,
-    frames: Annotated[int, typer.Option(min=1, help="Frames shown of source and edit, evenly spaced.")] = 8,
-    video_side: Annotated[int, typer.Option(min=28, help="Longer side of a frame shown, in pixels.")] = 640,
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="Of the judge's sampling.")] = 0.7,
-    max_output_tokens: Annotated[int, typer.Option(min=32, help="Longest answer.")] = 600,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 16,
-    timeout_seconds: Annotated[float, typer.Option(help="For one request.")] = 120.0,
-    attempts: Annotated[int, typer.Option(min=1, help="Times that a turn is asked before it is given up.")] = 6,
-    response_format: Annotated[
-        Literal["auto", "json_schema", "json_object", "text"],
-        typer.Option(help="How JSON is asked for; auto: the strictest that the server takes."),
-    ] = "auto",
-    input_price: Annotated[
-        float | None, typer.Option(min=0.0, help="Price of a million tokens read, for the estimate.")
-    ] = None,
-    output_price: Annotated[float | None, typer.Option(min=0.0, help="Price of a million tokens written.")] = None,
-    retry_unscored: Annotated[
-        bool, typer.Option("--retry-unscored", help="Ask again about edits that got wrong answers before.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Go on after the estimate without a question.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the estimate; make, ask and write nothing.")] = False,
+    judge_model: JudgeModelOption = DEFAULT_MODEL,
+    turns: TurnsOption = 3,
+    frames: FramesOption = 8,
+    video_side: VideoSideOption = 640,
+    temperature: TemperatureOption = 0.7,
+    max_output_tokens: MaxOutputTokensOption = 600,
+    concurrency: ConcurrencyOption = 16,
+    timeout_seconds: TimeoutOption = 120.0,
+    attempts: AttemptsOption = 6,
+    response_format: ResponseFormatOption = "auto",
+    api_key_variable: ApiKeyVariableOption = None,
+    input_price: InputPriceOption = None,
+    output_price: OutputPriceOption = None,
+    retry_unscored: RetryUnscoredOption = False,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score a checkpoint on a suite: edits whose truth is known, or real clips that a vision-language model judges.
@@ -80,7 +90,7 @@ def evaluate(
     if suite == SYNTHETIC:
         from sama_mega.commands import evaluate as synthetic
 
-        _refuse_judging(clips=clips, edits=edits, judge_url=judge_url, judge_model=judge_model)
+        _refuse_judging(context)
         raise typer.Exit(
             synthetic.run(
                 checkpoint=checkpoint,
@@ -93,7 +103,7 @@ def evaluate(
                 as_json=as_json,
             )
         )
-    from sama_data.score.settings import DEFAULT_MODEL, EndpointSettings, JudgeSettings
+    from sama_data.score.settings import EndpointSettings, JudgeSettings
     from sama_mega.commands import evaluate_judged as command
     from sama_mega.commands.judging import Prices, api_key
     from sama_mega.config.errors import ConfigError
@@ -106,7 +116,7 @@ def evaluate(
             f"{missing} is missing: {suite} needs a list of clips (--clips LIST) and a folder (--out DIR)"
         )
     judge = JudgeSettings(
-        model=DEFAULT_MODEL if judge_model is None else judge_model,
+        model=judge_model,
         turns=turns,
         num_frames=frames,
         max_frames=max_frames,
@@ -114,11 +124,11 @@ def evaluate(
         temperature=temperature,
         max_output_tokens=max_output_tokens,
     )
-    key = api_key(judge_key_env, "--judge-key-env")
-    endpoint = None
-    if judge_url is not None:
-        endpoint = EndpointSettings(
-            url=judge_url,
+    key = api_key(api_key_variable)
+    server = None
+    if endpoint is not None:
+        server = EndpointSettings(
+            url=endpoint,
             api_key=key,
             concurrency=concurrency,
             timeout_seconds=timeout_seconds,
@@ -139,13 +149,17 @@ def evaluate(
         yes=yes,
         dry_run=dry_run,
     )
-    raise typer.Exit(command.run(checkpoint, suite, judge, endpoint, options, as_json))
+    raise typer.Exit(command.run(checkpoint, suite, judge, server, options, as_json))
 
 
-def _refuse_judging(**given: object) -> None:
+def _refuse_judging(context: typer.Context) -> None:
+    """Raises ConfigError for the first option that was given and would say nothing."""
     from sama_mega.config.errors import ConfigError
 
-    for name, value in given.items():
-        if value is not None:
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} ({value}) is for judged suites, and synthetic judges by known truth: drop it")
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in OF_EVERY_SUITE and source is not None and source.name != "DEFAULT":
+            raise ConfigError(
+                f"{parameter.opts[0]} is for judged suites, and {SYNTHETIC} judges by known truth: drop it"
+            )

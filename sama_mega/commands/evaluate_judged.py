@@ -127,7 +127,7 @@ def run(
     try:
         work = _prepare(suite_name, judge, options)
         if endpoint is None and not options.dry_run:
-            raise ConfigError("--judge-url is missing: name an OpenAI-compatible server, or add --dry-run")
+            raise ConfigError("--endpoint is missing: name an OpenAI-compatible server, or add --dry-run")
         made_with = _made_with(checkpoint, options)
         values = _agree_to_cost(work, ranks) | {"checkpoint": str(checkpoint)}
         if endpoint is None or options.dry_run:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from sama_data.errors import DataError
 from sama_data.score.plan import TOKEN_FORMULA, Estimate
 from sama_data.score.settings import JudgeSettings
-
-KEY_VARIABLE = "SAMA_MEGA_SCORE_API_KEY"
+from sama_mega.commands.judge_options import KEY_VARIABLE
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -31,19 +30,18 @@ class Prices:
     written: float | None = None
 
 
-def api_key(variable: str | None, option: str = "--api-key-variable") -> str | None:
+def api_key(variable: str | None) -> str | None:
     """Returns the key in an environment variable; None where the usual one is not set.
 
     Args:
         variable: The variable's name; None for the usual one.
-        option: What names it, for messages.
 
     Raises:
         DataError: A variable was named that is not set.
     """
     value = os.environ.get(variable or KEY_VARIABLE, "").strip()
     if variable and not value:
-        raise DataError(f"{option} ({variable}): the environment has no such variable: export it")
+        raise DataError(f"--api-key-variable ({variable}): the environment has no such variable: export it")
     return value or None
 
 

@@ -100,6 +100,8 @@ def _in_usage(argument: _Parameter) -> str:
 def _parameters(command: Callable[..., Any]) -> Iterator[_Parameter]:
     hints = typing.get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
+        if hints[name] is typer.Context:  # what the line was read from, no part of it
+            continue
         kind, info = typing.get_args(hints[name])
         is_option = isinstance(info, OptionInfo)
         written = _option(name, kind, info) if is_option else _argument(kind, info)

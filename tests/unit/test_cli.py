@@ -218,7 +218,8 @@ def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert status_of("evaluate", "run") == 0
     assert (received["checkpoint"], received["suite"]) == (Path("run"), "synthetic")
     assert status_of("evaluate", "run", "other") == 2
-    assert status_of("evaluate", "run", "synthetic", "--judge-url", "http://judge/v1") == 2
+    for judging in (("--endpoint", "http://judge/v1"), ("--turns", "3"), ("--dry-run",), ("--judge-model", "one")):
+        assert status_of("evaluate", "run", "synthetic", *judging) == 2
     received = stand_in(monkeypatch, "data", 0)
     assert status_of("data", "synth", "--out", "w", "--videos", "3", "--kind", "recolour", "--kind", "add") == 0
     assert (received["num_videos"], received["kinds"]) == (3, ["recolour", "add"])

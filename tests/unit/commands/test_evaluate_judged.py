@@ -61,7 +61,7 @@ def evaluated(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
     def run(url: str, *more: object, checkpoint: str = "none") -> tuple[int, Any, str]:
         edits = () if "--no-edits" in more else ("--edits", tmp_path / "made")
-        options = ("--clips", clips, "--out", tmp_path / "out", "--judge-url", url, "--frames", 4, "--yes", "--json")
+        options = ("--clips", clips, "--out", tmp_path / "out", "--endpoint", url, "--frames", 4, "--yes", "--json")
         given = [item for item in more if item != "--no-edits"]
         status = call_main("evaluate", checkpoint, "vie-bench", *edits, *options, *given)
         captured = capsys.readouterr()
@@ -173,15 +173,15 @@ def test_a_wrong_key_is_the_users_to_mend_and_is_nowhere(
 ) -> None:
     monkeypatch.setenv("MY_KEY", "sk-secret")
     with serve(lambda asked, count: refuse(401, "no such key: sk-secret")) as server:
-        status, _, text = evaluated(server.url, "--judge-key-env", "MY_KEY")
+        status, _, text = evaluated(server.url, "--api-key-variable", "MY_KEY")
         assert status == 2 and "status 401: no such key: ***: check the URL" in text
         assert {asked.authorization for asked in server.asked} == {"Bearer sk-secret"}
         server.behave = opinionated
-        status, _, more = evaluated(server.url, "--judge-key-env", "MY_KEY")
+        status, _, more = evaluated(server.url, "--api-key-variable", "MY_KEY")
     stored = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert status == 0 and "sk-secret" not in text + more and b"sk-secret" not in stored
-    status, _, text = evaluated("http://127.0.0.1:9/v1", "--judge-key-env", "NO_SUCH_KEY")
-    assert status == 2 and "--judge-key-env (NO_SUCH_KEY): the environment has no such variable" in text
+    status, _, text = evaluated("http://127.0.0.1:9/v1", "--api-key-variable", "NO_SUCH_KEY")
+    assert status == 2 and "--api-key-variable (NO_SUCH_KEY): the environment has no such variable" in text
 
 
 def test_an_edit_that_changed_is_judged_anew_and_one_that_is_not_there_is_missing(
@@ -239,7 +239,7 @@ def test_a_run_that_was_killed_makes_no_edit_and_asks_no_question_twice(
             clips,
             "--out",
             out,
-            "--judge-url",
+            "--endpoint",
             server.url,
             "--frames",
             4,
@@ -285,7 +285,7 @@ def test_real_clips_are_judged_too(shared_root: Path, tmp_path: Path) -> None:
     own = tmp_path / "clips.jsonl"
     own.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with serve(opinionated) as server:
-        options = ("--clips", own, "--edits", tmp_path / "made", "--out", tmp_path / "out", "--judge-url", server.url)
+        options = ("--clips", own, "--edits", tmp_path / "made", "--out", tmp_path / "out", "--endpoint", server.url)
         assert call_main("evaluate", "none", "reco-bench", *options, "--turns", 1, "--yes") == 0
     assert len(server.asked) == len(rows)
     assert all(len(asked.pictures) == 16 and max(asked.pictures[0].size) == 640 for asked in server.asked)

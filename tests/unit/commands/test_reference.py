@@ -23,6 +23,7 @@ def test_commands_are_listed_with_what_they_take() -> None:
 
     @example.command()
     def paint(
+        context: typer.Context,
         wall: Annotated[Path, typer.Argument(metavar="WALL", help="What.")],
         colours: Annotated[list[str] | None, typer.Argument(metavar="COLOUR", help="Which.")] = None,
         num_coats: Annotated[int, typer.Option(min=1, help="How often.")] = 2,
