@@ -348,6 +348,10 @@ def submit(
         int | None,
         typer.Option(min=0, help="GPUs of a node, a rank on each; 0 for CPU nodes (default: 8, for a CPU recipe 0)."),
     ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Their kind, of slurm/gpus.yaml: what does not fit it is not submitted."),
+    ] = None,
     time: Annotated[
         str | None, typer.Option(metavar="HH:MM:SS", help="Time limit; the job goes on in another one.")
     ] = None,
@@ -375,6 +379,7 @@ def submit(
             cluster=cluster,
             options={
                 "gpus_per_node": gpus_per_node,
+                "gpu": gpu,
                 "time": time,
                 "partition": partition,
                 "account": account,

@@ -140,6 +140,7 @@ class ClusterSettings(Section):
     exclude: OneLine | None = None
     time: TimeLimit | None = None
     gpus_per_node: Gpus = "auto"
+    gpu: OneLine | None = None
     tasks_per_node: PositiveInt = 1
     cpus_per_task: Cpus = "auto"
     signal_before_end_seconds: Annotated[int, Field(ge=1, le=65535)] = 300

@@ -86,11 +86,26 @@ def make_plan(recipe: Recipe, layout: Layout, request: GpuRequest) -> Plan:
         return Plan(None, True, memory, None, True, [], [])
     memory = predict_memory(recipe, layout, work)
     step = predict_step_time(recipe, layout, cluster.gpu, cluster.gpus_per_node, work)
-    fits = memory.total <= cluster.limit_gib * GIB
+    fits = _fits(memory, cluster)
     fitting = fitting_layouts(recipe, layout.world_size, cluster.gpu, cluster.gpus_per_node, cluster.limit_gib)
     best = fitting if fits else nearest_first(recipe, fitting)
     foot_guns = find_foot_guns(recipe, layout, work, memory, cluster) if fits else []
     return Plan(cluster, request.name is None, memory, step, fits, best[:_SUGGESTED], foot_guns)
+
+
+def find_misfit(recipe: Recipe, layout: Layout, request: GpuRequest) -> str | None:
+    """Says by how much a recipe does not fit its GPUs, without a look for layouts that do; None where it does fit.
+
+    CPU ranks, which are taken for what `make_plan` takes for them, fit.
+
+    Raises:
+        ConfigError: No such kind of GPU, or its table is wrong.
+    """
+    cluster = find_cluster(recipe, request)
+    if cluster is None:
+        return None
+    memory = predict_memory(recipe, layout, plan_workload(recipe, layout))
+    return None if _fits(memory, cluster) else _describe_misfit(layout, memory, cluster, request.name is None)
 
 
 def require_layout(recipe: Recipe, num_ranks: int, request: GpuRequest) -> Layout:
@@ -188,10 +203,7 @@ def refuse_misfit(recipe: Recipe, layout: Layout, plan: Plan) -> None:
         return
     assert plan.cluster is not None
     cluster, num_gpus = plan.cluster, layout.world_size
-    what = (
-        f"does not fit: {layout.describe()} needs {plan.memory.total_gib:.0f} GiB of every GPU, most of it "
-        f"{plan.memory.bottleneck}, and {_limit(plan)}"
-    )
+    what = _describe_misfit(layout, plan.memory, cluster, plan.is_assumed)
     if plan.suggestions:
         near = _typed(plan.suggestions)
         raise ConfigError(f"{what}: the nearest layouts of {_gpus(num_gpus)} that fit: {near}")
@@ -219,10 +231,16 @@ def _describe_gpu(plan: Plan) -> str:
     return f"{cluster.gpu_name} with {cluster.limit_gib:g} GiB, {cluster.gpus_per_node} a node{assumed}"
 
 
-def _limit(plan: Plan) -> str:
-    assert plan.cluster is not None
-    assumed = " (assumed)" if plan.is_assumed else ""
-    return f"the {plan.cluster.gpu_name}{assumed} has {plan.cluster.limit_gib:g} GiB"
+def _fits(memory: MemoryPlan, cluster: Cluster) -> bool:
+    return memory.total <= cluster.limit_gib * GIB
+
+
+def _describe_misfit(layout: Layout, memory: MemoryPlan, cluster: Cluster, is_assumed: bool) -> str:
+    assumed = " (assumed)" if is_assumed else ""
+    return (
+        f"does not fit: {layout.describe()} needs {memory.total_gib:.0f} GiB of every GPU, most of it "
+        f"{memory.bottleneck}, and the {cluster.gpu_name}{assumed} has {cluster.limit_gib:g} GiB"
+    )
 
 
 def _verdict(plan: Plan) -> str:

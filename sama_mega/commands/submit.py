@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ from sama_mega.cluster.submission import (
     submit,
 )
 from sama_mega.commands.check import Finding, count_samples, examine
+from sama_mega.commands.check_plan import GpuRequest, find_misfit
+from sama_mega.config import Recipe
 from sama_mega.config.errors import ConfigError
+from sama_mega.parallel.layout import Layout
 
 
 def run(
@@ -95,7 +98,8 @@ def _check(jobs: Sequence[Job], may_stop: bool) -> list[str]:
                 found = examine(recipe, script.nodes * ranks_per_node, ranks_per_node, count)
             except ConfigError as error:
                 raise ConfigError(f"{job.plan.path} on {script.size}: {error}") from None
-            for finding in _relevant(found.findings, job.plan):
+            findings = [*_relevant(found.findings, job.plan), *_misfits(recipe, found.layout, job)]
+            for finding in findings:
                 text = f"stage {job.plan.stage}: {finding.text}"
                 if finding.stops_training and not may_stop:
                     raise ConfigError(f"{text}: put it right first, or look at the scripts with --dry-run")
@@ -113,6 +117,17 @@ def _require_free_folders(jobs: Sequence[Job]) -> None:
 def _relevant(findings: Sequence[Finding], plan: StagePlan) -> list[Finding]:
     """What a stage starts from is not there yet where the stage before it makes it."""
     return [finding for finding in findings if not (plan.follows and finding.key == START_KEY)]
+
+
+def _misfits(recipe: Recipe, layout: Layout, job: Job) -> Iterator[Finding]:
+    """What a GPU's memory is too small for; that of an assumed GPU stops nobody."""
+    script, gpu = job.script, job.script.settings.gpu
+    if not script.gpus_per_node:
+        return
+    misfit = find_misfit(recipe, layout, GpuRequest(name=gpu, gpus_per_node=script.gpus_per_node))
+    if misfit is not None:
+        asked = f"sama-mega check {job.plan.path} --gpus {layout.world_size}" + (f" --gpu {gpu}" if gpu else "")
+        yield Finding("parallel", f"{misfit}: `{asked}` names layouts that fit", stops_training=gpu is not None)
 
 
 def _placeholder(job: Job) -> str:

@@ -118,6 +118,29 @@ def test_a_chain_is_written_and_sent(slurm: Slurm, submit: Callable[..., Any], r
         assert command in printed
 
 
+def test_what_does_not_fit_the_gpus_is_told_before_it_waits_in_the_queue(
+    slurm: Slurm, submit: Callable[..., Any], tmp_path: Path
+) -> None:
+    # All weights and gradients of 60 wide blocks on every one of 8 GPUs.
+    sizes = ("model.dim=5120", "model.num_heads=40", "model.ffn_dim=13824", "model.num_layers=60")
+    batch = ("data.images_per_step=8", "data.videos_per_step=8", "checkpoint.init_from=null")
+    large = ("recipes/demo_stage1.yaml", "train.precision=bfloat16", "train.cpu_threads=null", *sizes, *batch)
+    _, printed, _ = submit(*large, "--dry-run")
+    assert "GiB of every GPU, most of it" in printed and "the H200 (assumed) has" in printed
+    assert "warning    stage 1: does not fit: " in printed
+    assert "`sama-mega check recipes/demo_stage1.yaml --gpus 8` names layouts that fit" in printed
+
+    status, _, error = submit(*large, "--gpu", "A100")
+    assert (status, slurm.calls) == (2, [])
+    assert "the A100 has 79.2 GiB: `sama-mega check recipes/demo_stage1.yaml --gpus 8 --gpu A100` names" in error
+    (tmp_path / "cluster.yaml").write_text("gpu: A100\n")
+    assert submit(*large, "--cluster", str(tmp_path / "cluster.yaml"))[0] == 2
+    status, _, error = submit(*large, "--gpu", "A1000")
+    assert status == 2 and "--gpu (A1000) must be in the table of GPUs" in error
+    # CPU nodes have no such limit.
+    assert "does not fit" not in submit("recipes/demo_stage1.yaml", "--gpu", "A100", "--dry-run")[1]
+
+
 def test_one_json_object_comes_last(slurm: Slurm, submit: Callable[..., Any]) -> None:
     _, printed, _ = submit("recipes/demo_stage0.yaml", "--stages", "0,1", "--json")
     report = last_object(printed)
