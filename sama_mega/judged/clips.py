@@ -88,11 +88,12 @@ def read_clips(where: Path, suite: Suite, limit: int | None = None) -> ClipList:
 
     Raises:
         ConfigError: It cannot be read, a row lacks something, has an unknown category or is there twice, a clip is not
-            there, or no clip is left.
+            there or could be another row's, or no clip is left.
     """
     categories = {plain_name(name): item.key for item in suite.categories for name in (item.key, *item.also)}
     passed_over = {plain_name(name): item.reason for item in suite.left_out for name in item.names}
     clips: dict[str, SourceClip] = {}
+    written_of: dict[Path, str] = {}
     counts: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     for row in _rows(where, categories):
@@ -106,6 +107,7 @@ def read_clips(where: Path, suite: Suite, limit: int | None = None) -> ClipList:
         clip = _clip(row, category)
         if clip.name in clips:
             raise ConfigError(f"{row.place}: the same clip, instruction and category as a row before: remove one")
+        _refuse_two_clips_in_one_file(row, clip.path, written_of)
         clips[clip.name] = clip
     if not clips:
         raise ConfigError(f"--clips ({where}) holds no clip that {suite.title} asks about")
@@ -251,6 +253,22 @@ def _find_clip(row: _Row, written: str, category: str) -> Path:
     if found is None:
         raise ConfigError(f"{row.place}: {candidates[0]} does not exist: clips are looked for beside their list")
     return found
+
+
+def _refuse_two_clips_in_one_file(row: _Row, path: Path, written_of: dict[Path, str]) -> None:
+    """Raises ConfigError where `a/1.mp4` and `b/1.mp4` were both found as `1.mp4`, which is one of them at most."""
+    written = _text(row, SOURCE_COLUMNS)
+    before = written_of.setdefault(path, written)
+    if before != written and not all(_is_as_written(path, name) for name in (before, written)):
+        raise ConfigError(
+            f"{row.place}: {written} and {before} of a row before were both found as {path}: "
+            "keep the clips in the folders that the list names"
+        )
+
+
+def _is_as_written(path: Path, written: str) -> bool:
+    parts = Path(written).parts
+    return path.parts[-len(parts) :] == parts
 
 
 def _text(row: _Row, columns: tuple[str, ...]) -> str:

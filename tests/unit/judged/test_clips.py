@@ -54,6 +54,23 @@ def test_a_plain_list(tmp_path: Path) -> None:
     assert moved[:2] == names[:0:-1] and moved[2] not in names
 
 
+def test_two_clips_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
+    touch(tmp_path, "videos/1.mp4")
+    one, other = ({"source": f"/theirs/{folder}/1.mp4", "instruction": "Add a cat.", "task": "add"} for folder in "ab")
+    path = lines(tmp_path / "m.jsonl", one, other)
+    with pytest.raises(
+        ConfigError, match=r"/theirs/b/1\.mp4 and /theirs/a/1\.mp4 of a row before were both found"
+    ) as said:
+        read_clips(path, VIE)
+    assert str(said.value).startswith(f"{path} line 2: ")
+    # The same clip, under names that it has.
+    touch(tmp_path, "1.mp4")
+    same = [one | {"source": name} for name in ("1.mp4", str(tmp_path / "1.mp4"), "./1.mp4")]
+    same = [row | {"instruction": str(number)} for number, row in enumerate(same)]
+    assert len(read_clips(lines(path, *same), VIE).clips) == 3
+    assert len(read_clips(lines(path, one, one | {"instruction": "Add a dog."}), VIE).clips) == 2
+
+
 def test_openve_bench_as_it_comes(tmp_path: Path) -> None:
     touch(tmp_path, "videos/0_global_style.mp4", "videos/1_camera.mp4")
     (tmp_path / "benchmark_videos.csv").write_text(
