@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sama_mega.config.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 class MetricsError(UserError):
@@ -159,3 +162,35 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
                 torn = number
                 continue
             yield row
+
+
+class SideFile:
+    """Rows that a run can do without: a disk that refuses one is said once, and no more are written."""
+
+    def __init__(self, path: Path) -> None:
+        """Names the file; nothing is written before `open`."""
+        self._rows = MetricsFile(path)
+        self._is_open = False
+
+    def open(self, start_step: int) -> None:
+        """Cuts the file to the step that was resumed, as `MetricsFile.open`."""
+        try:
+            self._rows.open(start_step)
+            self._is_open = True
+        except MetricsError as error:
+            _log.warning("%s", error)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Writes one row, as `MetricsFile.append`."""
+        if not self._is_open:
+            return
+        try:
+            self._rows.append(row)
+        except MetricsError as error:
+            _log.warning("%s", error)
+            self.close()
+
+    def close(self) -> None:
+        """Closes the file; may be called twice."""
+        self._is_open = False
+        self._rows.close()

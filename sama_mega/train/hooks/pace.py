@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from sama_mega.observe.metrics import SideFile
 from sama_mega.parallel.collectives import gather_objects_on_first
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.hooks.base import Hook, Run
 from sama_mega.train.pace import Pace, RankPace, describe_pace, how_far_behind, pace_numbers
 from sama_mega.train.rank_load import LoadMeter, QuarantineTally, most_memory
 from sama_mega.train.report import StepReport
+from sama_mega.train.run_end import RunEnd
 
 WORTH_A_WORD = 0.05
 """How far behind the middle of all ranks the slowest must be, as a share, to be named."""
@@ -38,10 +39,14 @@ class PaceHook(Hook):
         self._load = load
         self._context = context
         self._quarantine: QuarantineTally | None = None
+        self._file: SideFile | None = None
 
     def on_run_start(self, run: Run) -> None:
-        """Finds the quarantine."""
+        """Finds the quarantine; cuts pace.jsonl to the resumed step and opens it."""
         self._quarantine = QuarantineTally(run.folder.quarantine_path)
+        if run.is_main and run.recipe.train.pace_every and self._context.world_size > 1:
+            self._file = SideFile(run.folder.pace_path)
+            self._file.open(run.start_step)
 
     def on_step_end(self, run: Run, report: StepReport) -> None:
         """Counts the step; gathers when it is due."""
@@ -67,9 +72,10 @@ class PaceHook(Hook):
         report.measured["ranks"] = pace_numbers(ranks)
         if how_far_behind(ranks) >= WORTH_A_WORD:
             _log.info("%s", describe_pace(ranks, steps))
-        row = {"step": report.step, "ranks": [asdict(pace) for pace in ranks]}
-        try:
-            with run.folder.pace_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            _log.warning("%s cannot be written: %s", run.folder.pace_path, error.strerror or error)
+        assert self._file is not None, "the first rank gathers, and writes"
+        self._file.append({"step": report.step, "ranks": [asdict(pace) for pace in ranks]})
+
+    def on_run_end(self, run: Run, end: RunEnd) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()

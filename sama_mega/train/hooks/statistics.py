@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from sama_mega.observe.metrics import MetricsError, MetricsFile
+from sama_mega.observe.metrics import SideFile
 from sama_mega.train.hooks.base import Hook, Run
 from sama_mega.train.numerics.layer_statistics import LayerNumbers, LayerStatistics
 from sama_mega.train.report import StepReport
 from sama_mega.train.run_end import RunEnd
-
-_log = logging.getLogger(__name__)
 
 
 class StatisticsHook(Hook):
@@ -28,18 +25,14 @@ class StatisticsHook(Hook):
 
     def __init__(self, statistics: LayerStatistics) -> None:
         self._statistics = statistics
-        self._file: MetricsFile | None = None
+        self._file: SideFile | None = None
         self.newest: Mapping[str, LayerNumbers] = {}
 
     def on_run_start(self, run: Run) -> None:
         """Cuts the file to the resumed step and opens it."""
         if run.is_main and run.recipe.track.statistics_every:
-            file = MetricsFile(run.folder.statistics_path)
-            try:
-                file.open(run.start_step)
-                self._file = file
-            except MetricsError as error:
-                _log.warning("%s", error)
+            self._file = SideFile(run.folder.statistics_path)
+            self._file.open(run.start_step)
 
     def on_step_end(self, run: Run, report: StepReport) -> None:
         """Sums up over the ranks and appends the row, where the step was looked at."""
@@ -49,14 +42,9 @@ class StatisticsHook(Hook):
         self.newest = self._statistics.finish(updated=report.skipped is None)
         if run.is_main:
             report.measured["layers"] = layer_metrics(self.newest)
-        if self._file is None:
-            return
-        layers = {layer: _finite(asdict(numbers)) for layer, numbers in self.newest.items()}
-        try:
+        if self._file is not None:
+            layers = {layer: _finite(asdict(numbers)) for layer, numbers in self.newest.items()}
             self._file.append({"step": report.step, "layers": layers})
-        except MetricsError as error:
-            _log.warning("%s", error)
-            self._file = None
 
     def on_run_end(self, run: Run, end: RunEnd) -> None:
         """Closes the file."""

@@ -132,14 +132,17 @@ def test_nothing_measured_is_no_division_by_zero() -> None:
 class Ranks:
     """A hook on rank 0 of a world whose other rank takes twice as long."""
 
-    def __init__(self, folder: Path, clock: Clock, every: int, world_size: int = 2) -> None:
+    def __init__(
+        self, folder: Path, clock: Clock, every: int, world_size: int = 2, is_main: bool = True, start_step: int = 0
+    ) -> None:
         self.pace, self.clock = Pace(torch.device("cpu")), clock
         context: Any = SimpleNamespace(world_size=world_size, host_world_group="everyone on the host")
         load: Any = SimpleNamespace(measure=lambda: RankLoad({"resident_gib": 1.0}, num_truncated_prompts=3))
         self.hook = PaceHook(self.pace, load, context)
         self.measured: list[dict[str, dict[str, float]]] = []
         train = SimpleNamespace(pace_every=every)
-        self.run: Any = SimpleNamespace(recipe=SimpleNamespace(train=train), folder=RunFolder(folder))
+        recipe = SimpleNamespace(train=train)
+        self.run: Any = SimpleNamespace(recipe=recipe, folder=RunFolder(folder), is_main=is_main, start_step=start_step)
 
     def steps(self, *steps: int) -> None:
         self.hook.on_run_start(self.run)
@@ -215,16 +218,27 @@ def test_other_ranks_write_nothing(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(hook_module, "gather_objects_on_first", lambda mine, group: None)
-    world = Ranks(tmp_path, clock, every=1)
+    world = Ranks(tmp_path, clock, every=1, is_main=False)
     with caplog.at_level(logging.INFO):
         world.steps(1, 2)
     assert world.rows() == [] and caplog.messages == []
+
+
+def test_steps_that_are_run_again_are_there_once(tmp_path: Path, clock: Clock, gathered: list[RankPace]) -> None:
+    first = Ranks(tmp_path, clock, every=1)
+    first.steps(1, 2, 3, 4)
+    # The kill came in the middle of a row, and the newest checkpoint is of step 2.
+    path = first.run.folder.pace_path
+    path.write_text(path.read_text() + '{"step": 5, "ra')
+    again = Ranks(tmp_path, clock, every=1, start_step=2)
+    again.steps(3, 4)
+    assert [row["step"] for row in again.rows()] == [1, 2, 3, 4]
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_ends_nothing(
     tmp_path: Path, clock: Clock, gathered: list[RankPace], caplog: pytest.LogCaptureFixture
 ) -> None:
     world = Ranks(tmp_path / "absent", clock, every=1)
-    world.steps(1)
+    world.steps(1, 2)
     (said,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert str(world.run.folder.pace_path) in said.getMessage() and "No such file" in said.getMessage()
