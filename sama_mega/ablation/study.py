@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ STAGES = (0, 1)
 KINDS = ("recolour", "remove", "style", "background")
 """The edits of the study: the kinds that small models learn. Others need an absolute position, or finer latents."""
 RECIPES = Path("recipes/ablation")
+SET_BY_STUDY = ("train.seed", "train.run_folder", "data.manifest", "checkpoint.init_from")
+"""Keys of a run that its place in the study decides."""
 STUDY_FILE = "study.json"
 SCORES_FILE = "scores.json"
 
@@ -119,6 +122,24 @@ class Study:
     num_seeds: int = 3
     extra_overrides: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = VARIANTS
+
+    def require_fair_overrides(self) -> None:
+        """Refuses an override of what makes the runs differ: they would be one run, compared with itself.
+
+        Raises:
+            ConfigError: There is one; or a recipe is missing, or an override breaks a rule.
+        """
+        for chain in self.chains():
+            for stage in STAGES:
+                chain.recipe(stage)
+        as_written = replace(self, extra_overrides=())
+        for text in self.extra_overrides:
+            key = text.partition("=")[0]
+            recipes = [[Chain(as_written, variant, 0).recipe(stage) for variant in self.variants] for stage in STAGES]
+            if key in SET_BY_STUDY:
+                raise ConfigError(f"{text}: the study sets {key} of every run (--seeds, --out): leave it out")
+            if any(len({repr(attrgetter(key)(recipe)) for recipe in of_stage}) > 1 for of_stage in recipes):
+                raise ConfigError(f"{text}: {key} is what the variants differ in: leave it out")
 
     def save(self) -> None:
         """Writes what its runs are made of into its folder; the number of seeds may grow later.

@@ -58,9 +58,7 @@ def run(
             raise ConfigError(f"--size ({size}) must be one of: {', '.join(SIZES)}")
         size = SIZES[size]
     study = Study(size, out, num_seeds, tuple(overrides))
-    for chain in study.chains():
-        for stage in (0, 1):
-            chain.recipe(stage)  # a wrong override is told before anything is made
+    study.require_fair_overrides()  # told before anything is made
     study.save()
     if not can_draw():
         print("no pictures will be drawn: matplotlib is missing (pip install 'sama-mega[ui]')", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,22 @@ def test_a_folder_keeps_one_study(tmp_path: Path) -> None:
     for other in (Study(SIZES["gpu"], study.folder, 3, ("train.steps=7",)), Study(SIZES["cpu"], study.folder)):
         with pytest.raises(ConfigError, match="a study of another size or recipe"):
             other.save()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train.seed=7", "the study sets train.seed of every run"),
+        ("checkpoint.init_from=runs/other", "the study sets checkpoint.init_from"),
+        ("anchor.num_frames=2", "anchor.num_frames is what the variants differ in"),
+        ("model.roles=segment", "model.roles is what the variants differ in"),
+        ("train.steps=oops", "train.steps"),
+    ],
+)
+def test_what_makes_the_runs_differ_cannot_be_overridden(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        Study(SIZES["cpu"], tmp_path, 2, (text,)).require_fair_overrides()
+    Study(SIZES["cpu"], tmp_path, 2, ("train.steps=7", "optimizer.learning_rate=0.001")).require_fair_overrides()
 
 
 def test_a_folder_keeps_its_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
