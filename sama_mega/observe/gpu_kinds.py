@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ TABLE_VARIABLE = "SAMA_MEGA_GPUS"
 
 ShareOfPeak = Annotated[float, Field(gt=0.0, le=1.0)]
 """What is reached of a data sheet's rate."""
+_OTHER_MAKE = re.compile(r"\b(pcie|nvl|mig|laptop|max-q)\b", re.IGNORECASE)
 _BUNDLED = "slurm/gpus.yaml"
 _NOUN = "table of GPUs"
 
@@ -55,7 +57,7 @@ class GpuKind(Section):
     """One kind of GPU; every rate is one GPU's, a second.
 
     Attributes:
-        match: Part of the name that its driver gives, such as ``H200``.
+        match: Words of the name that its driver gives, such as ``H200``.
         memory_gib: What a program can have of its memory.
         bfloat16_tflops: Dense products in bfloat16.
         float32_tflops: Products in float32 without tensor cores.
@@ -106,9 +108,18 @@ def load_gpu_kinds(file: Path | None = None, environ: Mapping[str, str] = os.env
 
 
 def kind_of_device(device_name: str, kinds: Mapping[str, GpuKind]) -> GpuKind | None:
-    """The kind whose `match` is the longest in a driver's name for a device; None for an unknown one."""
-    fitting = [kind for kind in kinds.values() if kind.match in device_name]
+    """The kind whose `match` is the longest in a driver's name for a device; None for an unknown one.
+
+    A match is whole words: `H200` is no `GH200`. A slower make of a kind (PCIe, NVL, a MIG slice, a laptop's) is
+    another kind, unless the match says that word too.
+    """
+    fitting = [kind for kind in kinds.values() if _is_named(device_name, kind.match)]
     return max(fitting, key=lambda kind: len(kind.match), default=None)
+
+
+def _is_named(device_name: str, match: str) -> bool:
+    around = re.split(rf"(?<![A-Za-z0-9]){re.escape(match)}(?![A-Za-z0-9])", device_name, maxsplit=1)
+    return len(around) == 2 and not _OTHER_MAKE.search(" ".join(around))
 
 
 def _read(path: Path) -> dict[str, GpuKind]:

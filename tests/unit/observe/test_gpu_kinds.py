@@ -40,6 +40,25 @@ def test_the_longest_match_of_a_drivers_name_wins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("device_name", "kind"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA A100-PCIE-40GB", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA RTX A1000 Laptop GPU", None),
+    ],
+)
+def test_a_name_that_only_holds_a_kinds_letters_is_another_kind(device_name: str, kind: str | None) -> None:
+    kinds = load_gpu_kinds(environ={})
+    assert kind_of_device(device_name, kinds) is (None if kind is None else kinds[kind])
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         (OURS.replace("memory_gib: 44", "memory_gib: 0"), "L40S.memory_gib (0)"),
