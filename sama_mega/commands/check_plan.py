@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from sama_mega.config import Recipe
 from sama_mega.config.errors import ConfigError
-from sama_mega.observe.gpu_kinds import load_gpu_kinds
+from sama_mega.observe.gpu_kinds import TABLE_VARIABLE, GpuKind, load_gpu_kinds
 from sama_mega.parallel.layout import Layout, resolve_layout
 from sama_mega.planner.foot_guns import Cluster, FootGun, find_foot_guns
 from sama_mega.planner.layouts import (
@@ -140,12 +141,21 @@ def find_cluster(recipe: Recipe, request: GpuRequest) -> Cluster | None:
     if request.memory_gib is not None and not isfinite(request.memory_gib):
         raise ConfigError(f"--gpu-memory-gib ({request.memory_gib:g}) must be a finite number")
     name = request.name or ASSUMED_GPU
+    _require_kind(name, kinds)
+    return Cluster(kinds[name], name, request.gpus_per_node, request.memory_gib or kinds[name].memory_gib)
+
+
+def require_gpu_kind(name: str) -> None:
+    """Raises ConfigError where the table of GPUs, or the user's beside it, has no such kind."""
+    _require_kind(name, load_gpu_kinds())
+
+
+def _require_kind(name: str, kinds: Mapping[str, GpuKind]) -> None:
     if name not in kinds:
         raise ConfigError(
             f"--gpu ({name}) must be in the table of GPUs: use {', '.join(kinds)}, or add it in a table of your own "
-            "(--gpu-table FILE)"
+            f"({TABLE_VARIABLE}, or check --gpu-table FILE)"
         )
-    return Cluster(kinds[name], name, request.gpus_per_node, request.memory_gib or kinds[name].memory_gib)
 
 
 def print_plan(plan: Plan, layout: Layout) -> None:

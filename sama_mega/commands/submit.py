@@ -24,7 +24,7 @@ from sama_mega.cluster.submission import (
     submit,
 )
 from sama_mega.commands.check import Finding, count_samples, examine
-from sama_mega.commands.check_plan import GpuRequest, find_misfit
+from sama_mega.commands.check_plan import GpuRequest, find_misfit, require_gpu_kind
 from sama_mega.config import Recipe
 from sama_mega.config.errors import ConfigError
 from sama_mega.parallel.layout import Layout
@@ -63,6 +63,8 @@ def run(
         DataError: A manifest exists but cannot be used.
     """
     settings = load_cluster_settings(cluster, options or {}, os.environ)
+    if settings.gpu is not None:
+        require_gpu_kind(settings.gpu)
     plans = plan_stages(recipe, stages, overrides, sweeps)
     jobs = prepare_jobs(plans, settings, num_nodes)
     warnings = _check(jobs, may_stop=dry_run)
@@ -93,12 +95,12 @@ def _check(jobs: Sequence[Job], may_stop: bool) -> list[str]:
     warnings: dict[str, None] = {}
     for job in jobs:
         ranks_per_node, script = job.script.ranks_per_node, job.script
-        for recipe in job.plan.recipes:
+        for recipe, overrides in zip(job.plan.recipes, job.plan.overrides, strict=True):
             try:
                 found = examine(recipe, script.nodes * ranks_per_node, ranks_per_node, count)
             except ConfigError as error:
                 raise ConfigError(f"{job.plan.path} on {script.size}: {error}") from None
-            findings = [*_relevant(found.findings, job.plan), *_misfits(recipe, found.layout, job)]
+            findings = [*_relevant(found.findings, job.plan), *_misfits(recipe, found.layout, job, overrides)]
             for finding in findings:
                 text = f"stage {job.plan.stage}: {finding.text}"
                 if finding.stops_training and not may_stop:
@@ -119,14 +121,16 @@ def _relevant(findings: Sequence[Finding], plan: StagePlan) -> list[Finding]:
     return [finding for finding in findings if not (plan.follows and finding.key == START_KEY)]
 
 
-def _misfits(recipe: Recipe, layout: Layout, job: Job) -> Iterator[Finding]:
+def _misfits(recipe: Recipe, layout: Layout, job: Job, overrides: Sequence[str]) -> Iterator[Finding]:
     """What a GPU's memory is too small for; that of an assumed GPU stops nobody."""
     script, gpu = job.script, job.script.settings.gpu
     if not script.gpus_per_node:
         return
     misfit = find_misfit(recipe, layout, GpuRequest(name=gpu, gpus_per_node=script.gpus_per_node))
     if misfit is not None:
-        asked = f"sama-mega check {job.plan.path} --gpus {layout.world_size}" + (f" --gpu {gpu}" if gpu else "")
+        ranks = ["--gpus", str(layout.world_size), "--gpus-per-node", str(script.gpus_per_node)]
+        kind = [] if gpu is None else ["--gpu", gpu]
+        asked = shlex.join(["sama-mega", "check", job.plan.path, *overrides, *ranks, *kind])
         yield Finding("parallel", f"{misfit}: `{asked}` names layouts that fit", stops_training=gpu is not None)
 
 

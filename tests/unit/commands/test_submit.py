@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -126,19 +127,25 @@ def test_what_does_not_fit_the_gpus_is_told_before_it_waits_in_the_queue(
     batch = ("data.images_per_step=8", "data.videos_per_step=8", "checkpoint.init_from=null")
     large = ("recipes/demo_stage1.yaml", "train.precision=bfloat16", "train.cpu_threads=null", *sizes, *batch)
     _, printed, _ = submit(*large, "--dry-run")
-    assert "GiB of every GPU, most of it" in printed and "the H200 (assumed) has" in printed
-    assert "warning    stage 1: does not fit: " in printed
-    assert "`sama-mega check recipes/demo_stage1.yaml --gpus 8` names layouts that fit" in printed
+    assert "warning    stage 1: does not fit: " in printed and "the H200 (assumed) has" in printed
+    # What is named to type finds the same, and what fits.
+    typed = printed.partition("`sama-mega ")[2].partition("`")[0]
+    with pytest.raises(SystemExit) as caught:
+        main(shlex.split(typed))
+    assert caught.value.code == 2 and shlex.split(typed)[:2] == ["check", large[0]]
 
     status, _, error = submit(*large, "--gpu", "A100")
     assert (status, slurm.calls) == (2, [])
-    assert "the A100 has 79.2 GiB: `sama-mega check recipes/demo_stage1.yaml --gpus 8 --gpu A100` names" in error
+    assert "the A100 has 79.2 GiB: `sama-mega check " in error and "--gpus-per-node 8 --gpu A100` names" in error
     (tmp_path / "cluster.yaml").write_text("gpu: A100\n")
     assert submit(*large, "--cluster", str(tmp_path / "cluster.yaml"))[0] == 2
-    status, _, error = submit(*large, "--gpu", "A1000")
-    assert status == 2 and "--gpu (A1000) must be in the table of GPUs" in error
+    # Of a sweep, those elements are named that do not fit.
+    _, printed, _ = submit(*large, "--sweep", "model.num_layers=1,60", "--gpu", "A100", "--dry-run")
+    assert printed.count("does not fit") == 1 and "model.num_layers=60 --gpus 8" in printed
     # CPU nodes have no such limit.
     assert "does not fit" not in submit("recipes/demo_stage1.yaml", "--gpu", "A100", "--dry-run")[1]
+    status, _, error = submit("recipes/demo_stage1.yaml", "--gpu", "A1000", "--dry-run")
+    assert status == 2 and "--gpu (A1000) must be in the table of GPUs" in error
 
 
 def test_one_json_object_comes_last(slurm: Slurm, submit: Callable[..., Any]) -> None:
