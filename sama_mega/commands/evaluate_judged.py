@@ -161,12 +161,19 @@ def _prepare(suite_name: str, judge: JudgeSettings, options: Options) -> _Work:
 
 def _made_with(checkpoint: Path, options: Options) -> MadeWith | None:
     """Returns what edits are made with; None where none are made. Looks whether those that are there are alike."""
-    from sama_mega.checkpoint.folder import resolve_checkpoint
+    from sama_mega.checkpoint.folder import resolve_checkpoint, written_at
 
     if options.edits is not None or options.dry_run:
         return None
-    step = str(resolve_checkpoint(checkpoint).resolve())
-    made_with = MadeWith(step, options.weights, options.steps, options.guidance, options.max_frames)
+    step = resolve_checkpoint(checkpoint).resolve()
+    made_with = MadeWith(
+        checkpoint=str(step),
+        checkpoint_written=written_at(step),
+        weights=options.weights,
+        steps=options.steps,
+        guidance=options.guidance,
+        max_frames=options.max_frames,
+    )
     check_folder(options.edits_folder, made_with)
     return made_with
 

@@ -27,6 +27,7 @@ class MadeWith:
 
     Attributes:
         checkpoint: The step's folder.
+        checkpoint_written: When it was written: a run that was started afresh writes to the same folders.
         weights: ``ema`` or ``model``.
         steps: Sampling steps; None is the recipe's.
         guidance: Guidance scale; None is the recipe's.
@@ -34,6 +35,7 @@ class MadeWith:
     """
 
     checkpoint: str
+    checkpoint_written: str
     weights: str
     steps: int | None
     guidance: float | None

@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from sama_data.decode import decode_frames
+from sama_mega.checkpoint.saved_state import STATE_FILE
 from sama_mega.judged.suite import load_suite
 from sama_mega.train.run import train
 from tests.support.chat_server import Asked, Reply, answer, refuse, serve
 from tests.support.clips import moving_picture, write_video
-from tests.support.tiny_recipe import REPOSITORY, call_main, tiny_recipe, tiny_world, wait_until
+from tests.support.tiny_recipe import REPOSITORY, call_main, newest_checkpoint, tiny_recipe, tiny_world, wait_until
 
 KEYS = ("instruction_following", "preservation", "quality")
 CATEGORIES = ("add", "swap", "remove", "add", "style", "remove")
@@ -271,7 +272,15 @@ def test_a_run_that_was_killed_makes_no_edit_and_asks_no_question_twice(
         assert [edit.stat().st_mtime_ns for edit in edits][1:] == times[1:] and edits[0].is_file()
         assert not set(server.questions) & set(before) and len(server.asked) == 18 - num_answered
         status, _, text = evaluated(server.url, "--no-edits", "--steps", 2, checkpoint=str(run_folder))
-    assert status == 2 and "holds edits made with steps 1, not 2: name another --out" in text
+        assert status == 2 and "holds edits made with steps 1, not 2: name another --out" in text
+        # As if the run had been deleted and trained again: the same names of folders, and other weights.
+        os.utime(newest_checkpoint(run_folder) / STATE_FILE, (0, 0))
+        server.asked.clear()
+        status, _, text = evaluated(server.url, "--no-edits", *made, checkpoint=str(run_folder))
+    assert status == 2 and not server.asked
+    assert re.search(
+        "holds edits made with checkpoint_written 20.*, not 1970-01-01T00:00:00.*: name another --out", text
+    )
 
 
 def test_real_clips_are_judged_too(shared_root: Path, tmp_path: Path) -> None:
