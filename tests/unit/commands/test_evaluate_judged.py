@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,12 +20,14 @@ import pytest
 
 from sama_data.decode import decode_frames
 from sama_mega.checkpoint.saved_state import STATE_FILE
+from sama_mega.judged.edits import IDENTITY_FILE
 from sama_mega.judged.suite import load_suite
 from sama_mega.train.run import train
 from tests.support.chat_server import Asked, Reply, answer, refuse, serve
 from tests.support.clips import moving_picture, write_video
 from tests.support.tiny_recipe import REPOSITORY, call_main, newest_checkpoint, tiny_recipe, tiny_world, wait_until
 
+MADE_WITH = f"edits/{IDENTITY_FILE}"
 KEYS = ("instruction_following", "preservation", "quality")
 CATEGORIES = ("add", "swap", "remove", "add", "style", "remove")
 
@@ -268,7 +271,7 @@ def test_a_run_that_was_killed_makes_no_edit_and_asks_no_question_twice(
         server.asked.clear()
         status, report, _ = evaluated(server.url, "--no-edits", *made, checkpoint=str(run_folder))
         # The one that was lost is made again, and equals what was judged: nothing is asked twice.
-        assert status == 0 and report["scored"] == 6 and report["checkpoint"] == str(run_folder)
+        assert status == 0 and report["scored"] == 6 and report["checkpoint"] == str(newest_checkpoint(run_folder))
         assert [edit.stat().st_mtime_ns for edit in edits][1:] == times[1:] and edits[0].is_file()
         assert not set(server.questions) & set(before) and len(server.asked) == 18 - num_answered
         status, _, text = evaluated(server.url, "--no-edits", "--steps", 2, checkpoint=str(run_folder))
@@ -281,6 +284,30 @@ def test_a_run_that_was_killed_makes_no_edit_and_asks_no_question_twice(
     assert re.search(
         "holds edits made with checkpoint_written 20.*, not 1970-01-01T00:00:00.*: name another --out", text
     )
+
+
+def test_a_step_that_is_saved_during_the_question_is_not_edited_with(
+    evaluated: Callable[..., tuple[int, Any, str]],
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = shutil.copytree(run_folder, tmp_path / "run")
+    before = newest_checkpoint(training)
+
+    def save_and_agree(yes: bool) -> None:
+        """A checkpoint to whoever looks now, which nobody can open."""
+        later = before.with_name("step-00000003")
+        later.mkdir()
+        shutil.copy(before / STATE_FILE, later)
+
+    monkeypatch.setattr("sama_mega.commands.evaluate_judged.ask_to_go_on", save_and_agree)
+    few = ("--steps", 1, "--max-frames", 1, "--limit", 1, "--turns", 1)
+    with serve(opinionated) as server:
+        status, report, _ = evaluated(server.url, "--no-edits", *few, checkpoint=str(training))
+    assert status == 0 and report["scored"] == 4 and newest_checkpoint(training) != before
+    scores, made_with = (json.loads((tmp_path / "out" / name).read_text()) for name in ("scores.json", MADE_WITH))
+    assert report["checkpoint"] == scores["checkpoint"] == made_with["checkpoint"] == str(before)
 
 
 def test_real_clips_are_judged_too(shared_root: Path, tmp_path: Path) -> None:
