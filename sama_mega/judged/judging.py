@@ -25,6 +25,9 @@ from sama_mega.judged.clips import SourceClip
 from sama_mega.judged.question import make_question
 from sama_mega.judged.suite import Suite
 
+# Less is rounding, as of 29.97 to 30.
+_RATE_SLACK = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -111,6 +114,7 @@ def ask_about_edits(
     def make_sheet(question: Question) -> Sheet:
         pair = pairs[question.index]
         clip = pair.clip
+        _require_same_rate(clip.path, pair.edit)
         row = Row(question.index, clip.name, "video", Media(clip.path), Media(pair.edit), clip.instruction)
         exhibit = make_exhibit(row, judge)
         category = suite.category(clip.category)
@@ -135,6 +139,17 @@ def _pair(clip: SourceClip, edit: Path) -> Pair:
 def _content(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=32)).digest()
+
+
+def _require_same_rate(source: Path, edit: Path) -> None:
+    """Raises ClipError where frames of one number are not of one moment; a file that tells no rate passes."""
+    theirs, own = (decode_frames(path, max_frames=1).fps for path in (source, edit))
+    if theirs and own and abs(own - theirs) > _RATE_SLACK * theirs:
+        raise ClipError(
+            str(edit),
+            f"has {own:.5g} frames a second and its source {theirs:.5g}: frames are compared one by one, so write it "
+            "with the source's rate",
+        )
 
 
 def _cost(suite: Suite, clip: SourceClip, num_turns: int, judge: JudgeSettings) -> dict[str, int]:

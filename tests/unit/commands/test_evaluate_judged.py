@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -122,6 +123,19 @@ def test_source_and_edit_are_shown_at_the_same_moments(
         for index, picture in zip((0, 1, 3, 4), pictures, strict=True):
             near = [abs(frame.astype(int) - picture).mean() for frame in frames]
             assert near.index(min(near)) == index
+
+
+def test_an_edit_at_another_rate_than_its_source_has_no_scores(
+    evaluated: Callable[..., tuple[int, Any, str]], tmp_path: Path
+) -> None:
+    """Frame n of it would be another moment than frame n of the source; a source at 16 frames a second."""
+    for number, fps in ((1, 8), (2, Fraction(16000, 1001))):
+        write_video(tmp_path / f"made/s{number}.mp4", moving_picture(5, 48, 64, seed=number), fps=fps)
+    with serve(opinionated) as server:
+        status, report, text = evaluated(server.url, "--turns", 1)
+    reason = "s1.mp4 has 8 frames a second and its source 16: frames are compared one by one"
+    assert status == 0 and report["scored"] == len(server.asked) == 5 and reason in text
+    assert [found.startswith(reason) for found in report["missing"]] == [True]
 
 
 def test_wrong_answers_are_missing_and_not_asked_again(
