@@ -182,7 +182,7 @@ def _made_with(checkpoint: Path, options: Options) -> MadeWith | None:
 
 
 def _without_edit(work: _Work) -> list[SourceClip]:
-    found = find_edits(work.clips, work.options.edits_folder)
+    found = find_edits(work.listed, work.options.edits_folder)
     return [clip for clip in work.clips if clip.name not in found]
 
 
@@ -192,7 +192,7 @@ def _agree_to_cost(work: _Work, ranks: RankEnvironment) -> dict[str, Any]:
     unmade = _without_edit(work)
     if ranks.rank > 0:
         return {}
-    pairs = make_pairs(work.clips, find_edits(work.clips, options.edits_folder))
+    pairs = make_pairs(work.clips, find_edits(work.listed, options.edits_folder))
     answers = read_journal(work.journal, work.identity, work.score_names)
     questions = open_questions(pairs, work.judge, answers, options.retry_unscored)
     counts = Counter(clip.category for clip in work.clips)
@@ -235,7 +235,7 @@ def _edit(checkpoint: Path, work: _Work, unmade: Sequence[SourceClip], ranks: Ra
 def _judge(work: _Work, checkpoint: Path, endpoint: EndpointSettings, unedited: Mapping[str, str]) -> dict[str, Any]:
     """Asks what is open, and writes and shows what came of all answers."""
     suite, options, clips = work.suite, work.options, work.clips
-    pairs = make_pairs(clips, find_edits(clips, options.edits_folder))
+    pairs = make_pairs(clips, find_edits(work.listed, options.edits_folder))
     started = time.monotonic()
     with Journal(work.journal, work.identity, work.score_names, keeps_observations=True) as journal:
         questions = open_questions(pairs, work.judge, journal.answers, options.retry_unscored)
