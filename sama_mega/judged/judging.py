@@ -21,6 +21,7 @@ from sama_data.score.pictures import make_exhibit, shown_size
 from sama_data.score.plan import ASSUMED_SIZES, Estimate, picture_tokens, text_tokens
 from sama_data.score.prompts import text_bytes
 from sama_data.score.settings import EndpointSettings, JudgeSettings
+from sama_mega.config.errors import ConfigError
 from sama_mega.judged.clips import SourceClip
 from sama_mega.judged.question import make_question
 from sama_mega.judged.suite import Suite
@@ -45,7 +46,11 @@ class Pair:
 
 
 def make_pairs(clips: Sequence[SourceClip], edits: Mapping[str, Path]) -> list[Pair]:
-    """Returns the clips that have an edit, with it."""
+    """Returns the clips that have an edit, with it.
+
+    Raises:
+        ConfigError: An edit is its source.
+    """
     return [_pair(clip, edits[clip.name]) for clip in clips if clip.name in edits]
 
 
@@ -125,6 +130,8 @@ def ask_about_edits(
 
 
 def _pair(clip: SourceClip, edit: Path) -> Pair:
+    if edit.samefile(clip.path):
+        raise ConfigError(f"{edit} is a source and no edit of it: name the folder with the edited clips (--edits)")
     digest = hashlib.blake2b(digest_size=16)
     for part in (
         clip.name.encode(),

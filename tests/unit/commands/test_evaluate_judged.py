@@ -227,6 +227,8 @@ def test_what_is_missing_or_wrong_is_one_line(
     assert status == 2 and text.count("error:") == 1 and str(tmp_path / "none") in text
     status, _, text = evaluated("ftp://judge", "--turns", 1)
     assert status == 2 and "the endpoint (judge) must be a URL" in text
+    status, _, text = evaluated(url, "--edits", tmp_path / "clips", "--dry-run")
+    assert status == 2 and text.count("error:") == 1 and "clips/s0.mp4 is a source and no edit of it" in text
 
 
 # --- edits that are made --------------------------------------------------------------------------
