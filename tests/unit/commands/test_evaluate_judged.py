@@ -229,6 +229,9 @@ def test_what_is_missing_or_wrong_is_one_line(
     assert status == 2 and "the endpoint (judge) must be a URL" in text
     status, _, text = evaluated(url, "--edits", tmp_path / "clips", "--dry-run")
     assert status == 2 and text.count("error:") == 1 and "clips/s0.mp4 is a source and no edit of it" in text
+    for option in (("--weights", "ema"), ("--steps", 4), ("--guidance", 2.0)):
+        status, _, text = evaluated(url, *option)
+        assert status == 2 and f"{option[0]} says how edits are made, and those of --edits are made already" in text
 
 
 # --- edits that are made --------------------------------------------------------------------------
