@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sama_mega.checkpoint.saved_state import STATE_FILE, read_saved_state
@@ -46,6 +47,12 @@ def resolve_checkpoint(path: Path) -> Path:
         raise CheckpointError(f"checkpoint {path} {reason}: give a step-NNNNNNNN folder or a run folder")
     read_saved_state(found)
     return found
+
+
+def written_at(checkpoint: Path) -> str:
+    """Returns when a complete checkpoint was written, to the second: tells it from a later one of the same name."""
+    seconds = int((checkpoint / STATE_FILE).stat().st_mtime)
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def _find_newest(path: Path) -> Path | None:

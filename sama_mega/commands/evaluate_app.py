@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,8 @@ from sama_mega.commands.options import CheckpointArgument, GuidanceOption, JsonO
 SYNTHETIC = "synthetic"
 OF_EVERY_SUITE = {"checkpoint", "suite", "weights", "steps", "guidance", "limit", "out", "as_json"}
 """Parameters that also say something where no judge is asked."""
+OF_MAKING_EDITS = {"weights", "steps", "guidance"}
+"""Parameters that say nothing where the edits are there already."""
 
 
 def evaluate(
@@ -90,7 +93,8 @@ def evaluate(
     if suite == SYNTHETIC:
         from sama_mega.commands import evaluate as synthetic
 
-        _refuse_judging(context)
+        judging = {parameter.name or "" for parameter in context.command.params} - OF_EVERY_SUITE
+        _refuse_given(context, judging, f"is for judged suites, and {SYNTHETIC} judges by known truth")
         raise typer.Exit(
             synthetic.run(
                 checkpoint=checkpoint,
@@ -115,6 +119,8 @@ def evaluate(
         raise ConfigError(
             f"{missing} is missing: {suite} needs a list of clips (--clips LIST) and a folder (--out DIR)"
         )
+    if edits is not None:
+        _refuse_given(context, OF_MAKING_EDITS, "says how edits are made, and those of --edits are made already")
     judge = JudgeSettings(
         model=judge_model,
         turns=turns,
@@ -152,14 +158,12 @@ def evaluate(
     raise typer.Exit(command.run(checkpoint, suite, judge, server, options, as_json))
 
 
-def _refuse_judging(context: typer.Context) -> None:
-    """Raises ConfigError for the first option that was given and would say nothing."""
+def _refuse_given(context: typer.Context, names: Set[str], why: str) -> None:
+    """Raises ConfigError for the first of the options that was given, since it would say nothing."""
     from sama_mega.config.errors import ConfigError
 
     for parameter in context.command.params:
         name = parameter.name or ""
         source = context.get_parameter_source(name)
-        if name not in OF_EVERY_SUITE and source is not None and source.name != "DEFAULT":
-            raise ConfigError(
-                f"{parameter.opts[0]} is for judged suites, and {SYNTHETIC} judges by known truth: drop it"
-            )
+        if name in names and source is not None and source.name != "DEFAULT":
+            raise ConfigError(f"{parameter.opts[0]} {why}: drop it")

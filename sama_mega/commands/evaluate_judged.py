@@ -108,7 +108,7 @@ def run(
     """Estimate, edit, ask, and show the table; a run that was killed goes on.
 
     Args:
-        checkpoint: A checkpoint or a run folder; only a name where the edits are there already.
+        checkpoint: A checkpoint or a run folder, whose newest is taken; only a name where the edits are there already.
         suite_name: A suite's name, or a YAML file.
         judge: How edits are judged.
         endpoint: Who judges them; None for a dry run.
@@ -129,6 +129,11 @@ def run(
         if endpoint is None and not options.dry_run:
             raise ConfigError("--endpoint is missing: name an OpenAI-compatible server, or add --dry-run")
         made_with = _made_with(checkpoint, options)
+        if made_with is not None:
+            checkpoint = Path(made_with.checkpoint)  # that step from here on: the run may train on and save
+            # The first rank alone: where the run saved meanwhile, the others found another step.
+            if ranks.rank == 0:
+                check_folder(options.edits_folder, made_with)
         values = _agree_to_cost(work, ranks) | {"checkpoint": str(checkpoint)}
         if endpoint is None or options.dry_run:
             return _finish(values, 0, ranks, as_json)
@@ -142,7 +147,7 @@ def run(
     if ranks.rank > 0:
         return 0
     try:
-        values |= _judge(work, endpoint, unedited)
+        values |= _judge(work, checkpoint, endpoint, unedited)
     except EndpointRefusal:
         raise
     except EndpointError as error:
@@ -160,19 +165,24 @@ def _prepare(suite_name: str, judge: JudgeSettings, options: Options) -> _Work:
 
 
 def _made_with(checkpoint: Path, options: Options) -> MadeWith | None:
-    """Returns what edits are made with; None where none are made. Looks whether those that are there are alike."""
-    from sama_mega.checkpoint.folder import resolve_checkpoint
+    """Returns what edits are made with; None where none are made."""
+    from sama_mega.checkpoint.folder import resolve_checkpoint, written_at
 
     if options.edits is not None or options.dry_run:
         return None
-    step = str(resolve_checkpoint(checkpoint).resolve())
-    made_with = MadeWith(step, options.weights, options.steps, options.guidance, options.max_frames)
-    check_folder(options.edits_folder, made_with)
-    return made_with
+    step = resolve_checkpoint(checkpoint).resolve()
+    return MadeWith(
+        checkpoint=str(step),
+        checkpoint_written=written_at(step),
+        weights=options.weights,
+        steps=options.steps,
+        guidance=options.guidance,
+        max_frames=options.max_frames,
+    )
 
 
 def _without_edit(work: _Work) -> list[SourceClip]:
-    found = find_edits(work.clips, work.options.edits_folder)
+    found = find_edits(work.listed, work.options.edits_folder)
     return [clip for clip in work.clips if clip.name not in found]
 
 
@@ -182,7 +192,7 @@ def _agree_to_cost(work: _Work, ranks: RankEnvironment) -> dict[str, Any]:
     unmade = _without_edit(work)
     if ranks.rank > 0:
         return {}
-    pairs = make_pairs(work.clips, find_edits(work.clips, options.edits_folder))
+    pairs = make_pairs(work.clips, find_edits(work.listed, options.edits_folder))
     answers = read_journal(work.journal, work.identity, work.score_names)
     questions = open_questions(pairs, work.judge, answers, options.retry_unscored)
     counts = Counter(clip.category for clip in work.clips)
@@ -222,10 +232,10 @@ def _edit(checkpoint: Path, work: _Work, unmade: Sequence[SourceClip], ranks: Ra
             return make_edits(opened, unmade, options.edits_folder, settings, options.max_frames, on_step)
 
 
-def _judge(work: _Work, endpoint: EndpointSettings, unedited: Mapping[str, str]) -> dict[str, Any]:
+def _judge(work: _Work, checkpoint: Path, endpoint: EndpointSettings, unedited: Mapping[str, str]) -> dict[str, Any]:
     """Asks what is open, and writes and shows what came of all answers."""
     suite, options, clips = work.suite, work.options, work.clips
-    pairs = make_pairs(clips, find_edits(clips, options.edits_folder))
+    pairs = make_pairs(clips, find_edits(work.listed, options.edits_folder))
     started = time.monotonic()
     with Journal(work.journal, work.identity, work.score_names, keeps_observations=True) as journal:
         questions = open_questions(pairs, work.judge, journal.answers, options.retry_unscored)
@@ -234,7 +244,7 @@ def _judge(work: _Work, endpoint: EndpointSettings, unedited: Mapping[str, str])
         answers = journal.answers
     scores = score_clips(clips, pairs, answers, work.judge.turns, unedited, outcome.unscored)
     rows = table_rows(suite, scores)
-    settings = {"judge": work.identity, "endpoint": endpoint.chat_url}
+    settings = {"checkpoint": str(checkpoint), "judge": work.identity, "endpoint": endpoint.chat_url}
     content = write_scores(options.out, suite, settings, rows, scores, clips, pairs)
     page = write_sheet(options.out, suite, scores, clips, pairs, _remarks(work, pairs))
     show_table(suite, rows)

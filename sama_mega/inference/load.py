@@ -17,6 +17,7 @@ from sama_mega.inference.editor import Editor
 from sama_mega.inference.guidance_ranks import PassesOverRanks
 from sama_mega.model import WholeModel, build_model
 from sama_mega.parallel.checkpoint_io import load_sharded
+from sama_mega.parallel.collectives import broadcast_object
 from sama_mega.parallel.runtime import ParallelContext, start_parallel, stop_parallel
 from sama_mega.parallel.sharded_state import ShardedState, shard_parameters
 from sama_mega.parallel.torch_settings import apply_torch_settings
@@ -56,7 +57,7 @@ def open_checkpoint(
     Ranks beyond tensor x context are data ranks: they share the passes of guided steps.
 
     Args:
-        path: A checkpoint or a run folder.
+        path: A checkpoint or a run folder, whose newest is taken: that which rank 0 finds.
         weights: ``ema`` or ``model``.
         num_ranks: Ranks that call this together.
         tensor: Ranks that share the weights; None takes all that `context` leaves.
@@ -67,7 +68,7 @@ def open_checkpoint(
         CheckpointError: There is no complete checkpoint, or it is damaged.
         ConfigError: Its model cannot be split over so many ranks, or the weights of an encoder are missing.
     """
-    checkpoint = resolve_checkpoint(path)
+    found = resolve_checkpoint(path)
     layout = [
         f"parallel.tensor={max(1, num_ranks // context) if tensor is None else tensor}",
         f"parallel.context={context}",
@@ -77,10 +78,14 @@ def open_checkpoint(
         "parallel.ulysses=auto",
         "parallel.data=auto",
     ]
-    recipe = find_encoder_weights(load_recipe(checkpoint / RECIPE_FILE, layout), checkpoint)
+    recipe = _load_recipe(found, layout)
     apply_torch_settings(recipe)
     ranks = start_parallel(recipe)
     try:
+        # A run that still trains may have saved between two ranks' looks.
+        checkpoint = broadcast_object(found, ranks.world_group)
+        if checkpoint != found:
+            recipe = _load_recipe(checkpoint, layout)
         stages = build_model(recipe, ranks, initialize=False)
         pieces: ShardedState = {}
         for stage in stages:
@@ -92,3 +97,7 @@ def open_checkpoint(
         yield OpenCheckpoint(checkpoint, recipe, encoders, editor, ranks)
     finally:
         stop_parallel()
+
+
+def _load_recipe(checkpoint: Path, layout: list[str]) -> Recipe:
+    return find_encoder_weights(load_recipe(checkpoint / RECIPE_FILE, layout), checkpoint)

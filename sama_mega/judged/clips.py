@@ -62,10 +62,13 @@ class ClipList:
     Attributes:
         clips: Those that the suite asks about.
         left_out: Those that it does not, by reason.
+        given_names: How many rows have a category and a name that others may call an edit by. All rows count, so that
+            a name means the same with fewer of them; those that are left out have the category "".
     """
 
     clips: tuple[SourceClip, ...]
     left_out: Mapping[str, int]
+    given_names: Mapping[tuple[str, str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +95,37 @@ def read_clips(where: Path, suite: Suite, limit: int | None = None) -> ClipList:
     """
     categories = {plain_name(name): item.key for item in suite.categories for name in (item.key, *item.also)}
     passed_over = {plain_name(name): item.reason for item in suite.left_out for name in item.names}
-    clips: dict[str, SourceClip] = {}
+    clips: list[SourceClip] = []
+    seen: set[str] = set()
     written_of: dict[Path, str] = {}
+    names: Counter[tuple[str, str]] = Counter()
     counts: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     for row in _rows(where, categories):
         category = _category(row, suite, categories, passed_over)
+        path = _find_clip(row, category or plain_name(_written_category(row)))
+        if path is not None:
+            _refuse_two_clips_in_one_file(row, path, written_of)
+        given = given_names(_given_id(row), Path(_text(row, SOURCE_COLUMNS)))
+        names.update((category or "", name) for name in given)
         if category is None:
             left_out[passed_over[plain_name(_written_category(row))]] += 1
             continue
-        counts[category] += 1
-        if limit is not None and counts[category] > limit:
-            continue
-        clip = _clip(row, category)
-        if clip.name in clips:
+        name = _clip_name(row, category)
+        if name in seen:
             raise ConfigError(f"{row.place}: the same clip, instruction and category as a row before: remove one")
-        _refuse_two_clips_in_one_file(row, clip.path, written_of)
-        clips[clip.name] = clip
+        seen.add(name)
+        counts[category] += 1
+        if limit is None or counts[category] <= limit:
+            clips.append(_clip(row, name, path, category))
     if not clips:
         raise ConfigError(f"--clips ({where}) holds no clip that {suite.title} asks about")
-    return ClipList(tuple(clips.values()), dict(left_out))
+    return ClipList(tuple(clips), dict(left_out), names)
+
+
+def given_names(given_id: str | None, source: Path) -> list[str]:
+    """Returns what others may call a clip's edit, best first, each once: as the list calls it, or its source."""
+    return [name for name in dict.fromkeys((given_id, source.stem)) if name]
 
 
 def _rows(where: Path, categories: Mapping[str, str]) -> Iterator[_Row]:
@@ -232,27 +246,35 @@ def _written_category(row: _Row) -> str:
     return _text(row, CATEGORY_COLUMNS) or row.file_category or ""
 
 
-def _clip(row: _Row, category: str) -> SourceClip:
+def _clip(row: _Row, name: str, path: Path | None, category: str) -> SourceClip:
     written, instruction = _text(row, SOURCE_COLUMNS), _text(row, INSTRUCTION_COLUMNS)
     for what, text in (("source", written), ("instruction", instruction)):
         if not text:
             raise ConfigError(f"{row.place}: has no {what}: add a column `{what}`")
-    given_id = _text(row, ("sample_id",)) or None
-    path = _find_clip(row, written, category)
+    if path is None:
+        raise ConfigError(f"{row.place}: {row.folder / written} does not exist: clips are looked for beside their list")
+    return SourceClip(name, _given_id(row), path, instruction, category)
+
+
+def _clip_name(row: _Row, category: str) -> str:
+    written, instruction = _text(row, SOURCE_COLUMNS), _text(row, INSTRUCTION_COLUMNS)
     digest = hashlib.blake2b("\0".join((written, instruction, category)).encode(), digest_size=4).hexdigest()
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", given_id or path.stem).strip("._")[:_NAME_CHARACTERS]
-    return SourceClip(f"{stem}-{digest}", given_id, path, instruction, category)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", _given_id(row) or Path(written).stem).strip("._")[:_NAME_CHARACTERS]
+    return f"{stem}-{digest}"
 
 
-def _find_clip(row: _Row, written: str, category: str) -> Path:
+def _given_id(row: _Row) -> str | None:
+    return _text(row, ("sample_id",)) or None
+
+
+def _find_clip(row: _Row, category: str) -> Path | None:
     """Returns where a clip is: as the list says, or in one of the folders that the benchmarks keep clips in."""
+    written = Path(_text(row, SOURCE_COLUMNS))
     roots = (row.folder, row.folder / category)
-    names = (Path(written), Path(Path(written).name))
-    candidates = [root / folder / name for name in names for root in roots for folder in _CLIP_FOLDERS]
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        raise ConfigError(f"{row.place}: {candidates[0]} does not exist: clips are looked for beside their list")
-    return found
+    candidates = (
+        root / folder / name for name in (written, written.name) for root in roots for folder in _CLIP_FOLDERS
+    )
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _refuse_two_clips_in_one_file(row: _Row, path: Path, written_of: dict[Path, str]) -> None:

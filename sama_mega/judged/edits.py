@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sama_data.errors import ClipError
 from sama_mega.config.errors import ConfigError
-from sama_mega.judged.clips import SourceClip
+from sama_mega.judged.clips import ClipList, SourceClip, given_names
 
 if TYPE_CHECKING:
     from sama_mega.inference.editor import SamplingSettings
@@ -27,6 +27,7 @@ class MadeWith:
 
     Attributes:
         checkpoint: The step's folder.
+        checkpoint_written: When it was written: a run that was started afresh writes to the same folders.
         weights: ``ema`` or ``model``.
         steps: Sampling steps; None is the recipe's.
         guidance: Guidance scale; None is the recipe's.
@@ -34,6 +35,7 @@ class MadeWith:
     """
 
     checkpoint: str
+    checkpoint_written: str
     weights: str
     steps: int | None
     guidance: float | None
@@ -71,30 +73,26 @@ def claim_folder(folder: Path, made_with: MadeWith) -> None:
         raise ConfigError(f"--out ({folder}) cannot be written: {error.strerror}: choose another folder") from error
 
 
-def find_edits(clips: Sequence[SourceClip], folder: Path) -> dict[str, Path]:
+def find_edits(listed: ClipList, folder: Path) -> dict[str, Path]:
     """Returns the edits that are there, by the clips' names.
 
-    An edit is called like its clip here, or like the list's own name of it or its source where no other clip has that;
-    it may lie in a folder of its category, where only clips of the category count.
+    An edit is called like its clip here, or like the list's own name of it or its source where no other row has that;
+    it may lie in a folder of its category, where only rows of the category count.
     """
-    everywhere = Counter(name for clip in clips for name in _given_names(clip))
-    within = Counter((clip.category, name) for clip in clips for name in _given_names(clip))
+    everywhere: Counter[str] = Counter()
+    for (_, name), count in listed.given_names.items():
+        everywhere[name] += count
     found: dict[str, Path] = {}
-    for clip in clips:
+    for clip in listed.clips:
         own = folder / clip.category
         places = [folder / f"{clip.name}.mp4", own / f"{clip.name}.mp4"]
-        for name in _given_names(clip):
+        for name in given_names(clip.given_id, clip.path):
             places += [folder / f"{name}.mp4"] * (everywhere[name] == 1)
-            places += [own / f"{name}.mp4"] * (within[clip.category, name] == 1)
+            places += [own / f"{name}.mp4"] * (listed.given_names[clip.category, name] == 1)
         path = next((place for place in places if place.is_file()), None)
         if path is not None:
             found[clip.name] = path
     return found
-
-
-def _given_names(clip: SourceClip) -> list[str]:
-    """What others may call a clip's edit, best first, each once."""
-    return [name for name in dict.fromkeys((clip.given_id, clip.path.stem)) if name]
 
 
 def make_edits(

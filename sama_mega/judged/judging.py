@@ -21,9 +21,13 @@ from sama_data.score.pictures import make_exhibit, shown_size
 from sama_data.score.plan import ASSUMED_SIZES, Estimate, picture_tokens, text_tokens
 from sama_data.score.prompts import text_bytes
 from sama_data.score.settings import EndpointSettings, JudgeSettings
+from sama_mega.config.errors import ConfigError
 from sama_mega.judged.clips import SourceClip
 from sama_mega.judged.question import make_question
 from sama_mega.judged.suite import Suite
+
+# Less is rounding, as of 29.97 to 30.
+_RATE_SLACK = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,11 @@ class Pair:
 
 
 def make_pairs(clips: Sequence[SourceClip], edits: Mapping[str, Path]) -> list[Pair]:
-    """Returns the clips that have an edit, with it."""
+    """Returns the clips that have an edit, with it.
+
+    Raises:
+        ConfigError: An edit is its source.
+    """
     return [_pair(clip, edits[clip.name]) for clip in clips if clip.name in edits]
 
 
@@ -111,6 +119,7 @@ def ask_about_edits(
     def make_sheet(question: Question) -> Sheet:
         pair = pairs[question.index]
         clip = pair.clip
+        _require_same_rate(clip.path, pair.edit)
         row = Row(question.index, clip.name, "video", Media(clip.path), Media(pair.edit), clip.instruction)
         exhibit = make_exhibit(row, judge)
         category = suite.category(clip.category)
@@ -121,6 +130,8 @@ def ask_about_edits(
 
 
 def _pair(clip: SourceClip, edit: Path) -> Pair:
+    if edit.samefile(clip.path):
+        raise ConfigError(f"{edit} is a source and no edit of it: name the folder with the edited clips (--edits)")
     digest = hashlib.blake2b(digest_size=16)
     for part in (
         clip.name.encode(),
@@ -135,6 +146,17 @@ def _pair(clip: SourceClip, edit: Path) -> Pair:
 def _content(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=32)).digest()
+
+
+def _require_same_rate(source: Path, edit: Path) -> None:
+    """Raises ClipError where frames of one number are not of one moment; a file that tells no rate passes."""
+    theirs, own = (decode_frames(path, max_frames=1).fps for path in (source, edit))
+    if theirs and own and abs(own - theirs) > _RATE_SLACK * theirs:
+        raise ClipError(
+            str(edit),
+            f"has {own:.5g} frames a second and its source {theirs:.5g}: frames are compared one by one, so write it "
+            "with the source's rate",
+        )
 
 
 def _cost(suite: Suite, clip: SourceClip, num_turns: int, judge: JudgeSettings) -> dict[str, int]:

@@ -30,6 +30,7 @@ def edit_in_layout(run_folder: str, video: str, tensor: int, context: int) -> li
     edits = []
     num_ranks = found_rank_count(os.environ) or 1
     with open_checkpoint(Path(run_folder), "ema", num_ranks, tensor=tensor, context=context) as opened:
+        assert opened.path.name == "step-00000002"
         assert opened.context.layout.data == num_ranks // (tensor * context)
         for guidance, source_guidance in SCALES:
             settings = SamplingSettings(2, guidance, 7, source_guidance)
@@ -38,12 +39,18 @@ def edit_in_layout(run_folder: str, video: str, tensor: int, context: int) -> li
 
 
 def edit_in_every_layout(run_folder: str, video: str) -> dict[str, list[np.ndarray]]:
+    import os
+
+    from sama_mega.parallel.rank_environment import read_rank_environment
     from tests.support.mixed_world import meeting_points
 
     meet, edits = meeting_points(Path(run_folder)), {}
+    # As if the run still trained, and had saved between the ranks' looks: the first rank's checkpoint counts.
+    is_first = read_rank_environment(os.environ).rank == 0
+    found = run_folder if is_first else str(Path(run_folder) / "checkpoints/step-00000001")
     for name, degrees in LAYOUTS.items():
         meet(name)
-        edits[name] = edit_in_layout(run_folder, video, *degrees)
+        edits[name] = edit_in_layout(found, video, *degrees)
     return edits
 
 
@@ -52,7 +59,7 @@ def edits(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[np.ndarray], l
     """Of one rank, and of each of two by layout."""
     world, folder = tiny_world(tmp_path_factory), tmp_path_factory.mktemp("layouts") / "run"
     # Large steps: what the instruction and the source change is seen.
-    changes = {"optimizer.learning_rate": 0.02, "train.num_samples": 0}
+    changes = {"optimizer.learning_rate": 0.02, "train.num_samples": 0, "checkpoint.every": 1}
     assert call_main("train", recipe_path(1), *tiny_overrides(folder, world / "pairs.jsonl", 2, changes)) == 0
     video = str(world / "videos/video-000000-source.mp4")
     alone = edit_in_layout(str(folder), video, 1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -28,7 +29,7 @@ def write_video(
     path: Path,
     frames: Frames,
     codec: str = "libx264",
-    fps: int = 16,
+    fps: int | Fraction = 16,
     mp4_index_first: bool = False,
     **options: str,
 ) -> Path:

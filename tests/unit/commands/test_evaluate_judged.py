@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,12 +20,15 @@ from typing import Any
 import pytest
 
 from sama_data.decode import decode_frames
+from sama_mega.checkpoint.saved_state import STATE_FILE
+from sama_mega.judged.edits import IDENTITY_FILE
 from sama_mega.judged.suite import load_suite
 from sama_mega.train.run import train
 from tests.support.chat_server import Asked, Reply, answer, refuse, serve
 from tests.support.clips import moving_picture, write_video
-from tests.support.tiny_recipe import REPOSITORY, call_main, tiny_recipe, tiny_world, wait_until
+from tests.support.tiny_recipe import REPOSITORY, call_main, newest_checkpoint, tiny_recipe, tiny_world, wait_until
 
+MADE_WITH = f"edits/{IDENTITY_FILE}"
 KEYS = ("instruction_following", "preservation", "quality")
 CATEGORIES = ("add", "swap", "remove", "add", "style", "remove")
 
@@ -120,6 +125,19 @@ def test_source_and_edit_are_shown_at_the_same_moments(
             assert near.index(min(near)) == index
 
 
+def test_an_edit_at_another_rate_than_its_source_has_no_scores(
+    evaluated: Callable[..., tuple[int, Any, str]], tmp_path: Path
+) -> None:
+    """Frame n of it would be another moment than frame n of the source; a source at 16 frames a second."""
+    for number, fps in ((1, 8), (2, Fraction(16000, 1001))):
+        write_video(tmp_path / f"made/s{number}.mp4", moving_picture(5, 48, 64, seed=number), fps=fps)
+    with serve(opinionated) as server:
+        status, report, text = evaluated(server.url, "--turns", 1)
+    reason = "s1.mp4 has 8 frames a second and its source 16: frames are compared one by one"
+    assert status == 0 and report["scored"] == len(server.asked) == 5 and reason in text
+    assert [found.startswith(reason) for found in report["missing"]] == [True]
+
+
 def test_wrong_answers_are_missing_and_not_asked_again(
     evaluated: Callable[..., tuple[int, Any, str]], tmp_path: Path
 ) -> None:
@@ -209,6 +227,11 @@ def test_what_is_missing_or_wrong_is_one_line(
     assert status == 2 and text.count("error:") == 1 and str(tmp_path / "none") in text
     status, _, text = evaluated("ftp://judge", "--turns", 1)
     assert status == 2 and "the endpoint (judge) must be a URL" in text
+    status, _, text = evaluated(url, "--edits", tmp_path / "clips", "--dry-run")
+    assert status == 2 and text.count("error:") == 1 and "clips/s0.mp4 is a source and no edit of it" in text
+    for option in (("--weights", "ema"), ("--steps", 4), ("--guidance", 2.0)):
+        status, _, text = evaluated(url, *option)
+        assert status == 2 and f"{option[0]} says how edits are made, and those of --edits are made already" in text
 
 
 # --- edits that are made --------------------------------------------------------------------------
@@ -267,11 +290,43 @@ def test_a_run_that_was_killed_makes_no_edit_and_asks_no_question_twice(
         server.asked.clear()
         status, report, _ = evaluated(server.url, "--no-edits", *made, checkpoint=str(run_folder))
         # The one that was lost is made again, and equals what was judged: nothing is asked twice.
-        assert status == 0 and report["scored"] == 6 and report["checkpoint"] == str(run_folder)
+        assert status == 0 and report["scored"] == 6 and report["checkpoint"] == str(newest_checkpoint(run_folder))
         assert [edit.stat().st_mtime_ns for edit in edits][1:] == times[1:] and edits[0].is_file()
         assert not set(server.questions) & set(before) and len(server.asked) == 18 - num_answered
         status, _, text = evaluated(server.url, "--no-edits", "--steps", 2, checkpoint=str(run_folder))
-    assert status == 2 and "holds edits made with steps 1, not 2: name another --out" in text
+        assert status == 2 and "holds edits made with steps 1, not 2: name another --out" in text
+        # As if the run had been deleted and trained again: the same names of folders, and other weights.
+        os.utime(newest_checkpoint(run_folder) / STATE_FILE, (0, 0))
+        server.asked.clear()
+        status, _, text = evaluated(server.url, "--no-edits", *made, checkpoint=str(run_folder))
+    assert status == 2 and not server.asked
+    assert re.search(
+        "holds edits made with checkpoint_written 20.*, not 1970-01-01T00:00:00.*: name another --out", text
+    )
+
+
+def test_a_step_that_is_saved_during_the_question_is_not_edited_with(
+    evaluated: Callable[..., tuple[int, Any, str]],
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = shutil.copytree(run_folder, tmp_path / "run")
+    before = newest_checkpoint(training)
+
+    def save_and_agree(yes: bool) -> None:
+        """A checkpoint to whoever looks now, which nobody can open."""
+        later = before.with_name("step-00000003")
+        later.mkdir()
+        shutil.copy(before / STATE_FILE, later)
+
+    monkeypatch.setattr("sama_mega.commands.evaluate_judged.ask_to_go_on", save_and_agree)
+    few = ("--steps", 1, "--max-frames", 1, "--limit", 1, "--turns", 1)
+    with serve(opinionated) as server:
+        status, report, _ = evaluated(server.url, "--no-edits", *few, checkpoint=str(training))
+    assert status == 0 and report["scored"] == 4 and newest_checkpoint(training) != before
+    scores, made_with = (json.loads((tmp_path / "out" / name).read_text()) for name in ("scores.json", MADE_WITH))
+    assert report["checkpoint"] == scores["checkpoint"] == made_with["checkpoint"] == str(before)
 
 
 def test_real_clips_are_judged_too(shared_root: Path, tmp_path: Path) -> None:

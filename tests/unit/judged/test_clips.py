@@ -63,12 +63,25 @@ def test_two_clips_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
     ) as said:
         read_clips(path, VIE)
     assert str(said.value).startswith(f"{path} line 2: ")
+    # Also where only one of them is edited.
+    with pytest.raises(ConfigError, match="were both found"):
+        read_clips(path, VIE, limit=1)
+    lines(path, one | {"task": "ref_add"}, other)
+    with pytest.raises(ConfigError, match="were both found"):
+        read_clips(path, VIE)
     # The same clip, under names that it has.
     touch(tmp_path, "1.mp4")
     same = [one | {"source": name} for name in ("1.mp4", str(tmp_path / "1.mp4"), "./1.mp4")]
     same = [row | {"instruction": str(number)} for number, row in enumerate(same)]
     assert len(read_clips(lines(path, *same), VIE).clips) == 3
     assert len(read_clips(lines(path, one, one | {"instruction": "Add a dog."}), VIE).clips) == 2
+
+
+def test_a_clip_that_is_not_edited_need_not_be_there(tmp_path: Path) -> None:
+    touch(tmp_path, "1.mp4")
+    rows = [{"source": f"{name}.mp4", "instruction": "Add a cat.", "task": "add"} for name in "123"]
+    rows[2]["task"] = "ref_add"
+    assert len(read_clips(lines(tmp_path / "m.jsonl", *rows), VIE, limit=1).clips) == 1
 
 
 def test_openve_bench_as_it_comes(tmp_path: Path) -> None:
@@ -152,5 +165,6 @@ def test_what_cannot_be_a_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no clip that VIE-Bench style asks about"):
         read_clips(tmp_path / "m.jsonl", VIE)
     row = {"source": "a.mp4", "instruction": "x", "category": "add"}
-    with pytest.raises(ConfigError, match="line 2: the same clip, instruction and category"):
-        read_clips(lines(tmp_path / "m.jsonl", row, row), VIE)
+    for limit in (None, 1):
+        with pytest.raises(ConfigError, match="line 2: the same clip, instruction and category"):
+            read_clips(lines(tmp_path / "m.jsonl", row, row), VIE, limit)

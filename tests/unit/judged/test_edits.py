@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 
-from sama_mega.judged.clips import SourceClip
+import pytest
+
+from sama_mega.judged.clips import ClipList, SourceClip, given_names, read_clips
 from sama_mega.judged.edits import find_edits
+from sama_mega.judged.suite import load_suite
 
 
 def clip(name: str, given_id: str | None, source: str, category: str) -> SourceClip:
@@ -13,7 +18,9 @@ def clip(name: str, given_id: str | None, source: str, category: str) -> SourceC
 
 
 def found(folder: Path, *clips: SourceClip) -> dict[str, str]:
-    return {name: str(path.relative_to(folder)) for name, path in find_edits(clips, folder).items()}
+    names = Counter((clip.category, name) for clip in clips for name in given_names(clip.given_id, clip.path))
+    edits = find_edits(ClipList(clips, {}, names), folder)
+    return {name: str(path.relative_to(folder)) for name, path in edits.items()}
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -42,3 +49,21 @@ def test_instructions_for_one_source_do_not_share_an_edit(tmp_path: Path) -> Non
     clips = [clip("a-1", None, "a.mp4", "add"), clip("a-2", None, "a.mp4", "add"), clip("a-3", None, "a.mp4", "style")]
     touch(tmp_path, "a.mp4", "add/a.mp4", "style/a.mp4", "a-2.mp4")
     assert found(tmp_path, *clips) == {"a-2": "a-2.mp4", "a-3": "style/a.mp4"}
+
+
+@pytest.mark.parametrize("category", ["add", "ref_add"])
+def test_a_row_that_is_not_edited_still_has_its_names(tmp_path: Path, category: str) -> None:
+    """Of two rows of one source only the first is edited: the edit that both could have is not its own for that."""
+    touch(tmp_path, "lake.mp4", "made/lake.mp4")
+    rows = [{"source": "lake.mp4", "instruction": "Add a cat.", "category": "add"}]
+    rows.append(rows[0] | {"instruction": "Add a dog.", "category": category})
+    path = tmp_path / "m.jsonl"
+    for number, edits in ((2, 0), (1, 1)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows[:number]))
+        listed = read_clips(path, load_suite("vie-bench"), limit=1)
+        assert len(listed.clips) == 1 and len(find_edits(listed, tmp_path / "made")) == edits
+    # In a folder of its category only its category's rows count.
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    touch(tmp_path, "made/add/lake.mp4")
+    listed = read_clips(path, load_suite("vie-bench"), limit=1)
+    assert len(find_edits(listed, tmp_path / "made")) == (category == "ref_add")
