@@ -39,6 +39,8 @@ from sama_mega.train.encode import FrameEncoders
 ROWS_PER_SHARD: dict[RowKind, int] = {"video": 64, "image": 512}
 """About a gigabyte at 480p, and what a killed process loses."""
 _CLIPS_AHEAD = 2
+_WITHOUT = "-without-"
+"""In the name of a block's shard that lacks rows."""
 
 
 @dataclass
@@ -148,7 +150,7 @@ class FeatureCacher:
                 on_rows(report.rows)
         if len(report.skipped) > num_skipped:
             # Not the name of a block that is done: the rows are tried again by the next life.
-            name = name.replace(SUFFIX, f"-without-{absent.hexdigest()}{SUFFIX}")
+            name = name.replace(SUFFIX, f"{_WITHOUT}{absent.hexdigest()}{SUFFIX}")
             if not features and (self._folder.shards / name).exists():
                 return  # of an earlier life, which found the same rows at fault
         self._folder.write(self._folder.shards / name, features)
@@ -191,8 +193,12 @@ class FeatureCacher:
 
     def _finish(self, rank: int, report: CacheReport) -> None:
         """Brings the index up to date, if nobody comes later who would."""
-        there = {"-".join(name.split("-")[:2]) for name in self._folder.shard_names()}
-        report.finished = all(block.label in there for block in self._blocks)
+        there = {name.partition(_WITHOUT)[0].removesuffix(SUFFIX) for name in self._folder.shard_names()}
+        labels = {name.rpartition("-")[0] for name in there}
+        # Labels first: names take a look at every row, which only the last processes need.
+        report.finished = all(block.label in labels for block in self._blocks) and all(
+            self._shard_name(block).removesuffix(SUFFIX) in there for block in self._blocks
+        )
         if (report.finished or rank == 0) and not index_is_current(self._folder):
             write_index(self._folder)
         if report.finished:

@@ -136,6 +136,12 @@ def test_processes_share_the_blocks(world: Path, tmp_path: Path, world_size: int
     )
 
 
+def test_another_manifests_blocks_are_not_this_ones(world: Path, tmp_path: Path) -> None:
+    fill(make_recipe(world / "raw.jsonl"), tmp_path)
+    other = make_recipe(world / "pairs.jsonl")
+    assert [report.finished for report in fill(other, tmp_path, range(2), 2)] == [False, True]
+
+
 def test_another_number_of_processes_goes_on_where_killed_ones_ended(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
