@@ -25,11 +25,18 @@ def checkpoint_step(path: Path) -> int | None:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints in a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(step, path) for path in folder.iterdir() if (step := checkpoint_step(path)) is not None]
-    return [path for _, path in sorted(found) if (path / STATE_FILE).is_file()]
+    """Complete checkpoints in a folder, oldest first.
+
+    Raises:
+        CheckpointError: The folder may not be read.
+    """
+    try:
+        if not folder.is_dir():
+            return []
+        found = [(step, path) for path in folder.iterdir() if (step := checkpoint_step(path)) is not None]
+        return [path for _, path in sorted(found) if (path / STATE_FILE).is_file()]
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -41,7 +48,10 @@ def resolve_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError: There is none, or it is of a format that this version does not read.
     """
-    found = _find_newest(path)
+    try:
+        found = _find_newest(path)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     if found is None:
         reason = "holds no complete checkpoint" if path.is_dir() else "does not exist"
         raise CheckpointError(f"checkpoint {path} {reason}: give a step-NNNNNNNN folder or a run folder")
