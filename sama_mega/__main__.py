@@ -222,7 +222,7 @@ def edit(
     source_guidance: Annotated[
         float, typer.Option(min=0, help="Guidance scale of the source; 0: none, else one more pass a step.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the initial noise.")] = 1,
     weights: WeightsOption = "ema",
     max_frames: Annotated[int, typer.Option(min=1, help="A longer clip is refused.")] = 81,
     tensor: Annotated[

@@ -25,6 +25,8 @@ from sama_mega.inference.pictures import before_after_picture, write_video
 from sama_mega.inference.sound import SoundError, SoundKept, open_sound
 
 IMAGE_FPS = 1.0
+MAX_SIDE_PIXELS = 16384
+"""x264 writes no longer side."""
 
 
 class OutputError(UserError):
@@ -136,7 +138,7 @@ def edit_clip(
         cut: Whether the start of a longer clip is edited instead.
 
     Raises:
-        ClipError: The file cannot be decoded.
+        ClipError: The file cannot be decoded, or its edit could not be written at its size.
         ConfigError: The clip or the instruction is too long.
     """
     buckets = opened.recipe.data.buckets
@@ -145,6 +147,9 @@ def edit_clip(
     def fit(width: int, height: int) -> Geometry:
         nonlocal size
         size = width, height
+        if max(size) > MAX_SIDE_PIXELS:
+            rule = f"an edit is written with {MAX_SIDE_PIXELS:,} pixels a side at most: scale it down"
+            raise ClipError(video, f"has {width}x{height} pixels, and {rule}")
         bucket = choose_bucket(width, height, buckets)
         return Geometry(*bucket, 0, 0, *bucket)
 

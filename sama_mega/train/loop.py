@@ -122,10 +122,12 @@ class Loop:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if outcome.skipped else 0
         limit = self._run.recipe.train.max_skipped_steps
         if self._skipped_in_a_row >= limit:
-            raise TrainingStalledError(
+            stalled = TrainingStalledError(
                 f"{limit} steps in a row were skipped (train.max_skipped_steps), the last because {outcome.skipped}:"
                 " lower optimizer.learning_rate, raise the limits, or look at the newest samples"
             )
+            stalled.told_by_first_rank = not self._run.is_main
+            raise stalled
 
     def _report(
         self,

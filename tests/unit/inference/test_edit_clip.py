@@ -186,6 +186,14 @@ def test_a_file_that_is_no_clip_is_a_clip_error(tmp_path: Path, content: bytes |
         edit_clip(make_opened()[0], path, "flip it", SETTINGS, max_frames=17)
 
 
+def test_a_picture_that_could_not_be_written_is_refused_before_it_is_edited(tmp_path: Path) -> None:
+    opened, editor = make_opened()
+    Image.new("RGB", (16400, 32)).save(tmp_path / "long.png")
+    with pytest.raises(ClipError, match=r"long\.png: has 16400x32 pixels, and an edit is written with 16,384"):
+        edit_clip(opened, tmp_path / "long.png", "flip it", SETTINGS, max_frames=17)
+    assert editor.shapes == []
+
+
 # --- prompts --------------------------------------------------------------------------------------
 
 

@@ -169,8 +169,9 @@ def test_every_error_has_its_reason_and_passes_on(
 
 def test_a_run_that_skips_every_step_is_refused(tmp_path: Path) -> None:
     rig = Rig(tmp_path, skips=True)
-    with pytest.raises(TrainingStalledError):
+    with pytest.raises(TrainingStalledError) as caught:
         rig.run()
+    assert not caught.value.told_by_first_rank
     (_, _, end), _ = rig.of("end")
     assert end.reason == "refused" and "train.max_skipped_steps" in end.message
     # Heard of with the step's samples before it is counted, the last one too.
