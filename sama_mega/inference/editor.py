@@ -5,6 +5,7 @@ Shape legend: B clips, T H W frames and size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,12 +15,17 @@ from torch import Tensor
 from sama_data.prompts import EDIT_PREFIXES
 from sama_data.rows import Kind
 from sama_kernels.philox import random_normal_batch
+from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.sampler import Condition, PredictAll, predict_in_turn, sample_edit
 from sama_mega.diffusion.schedule import FlowMatchingSchedule
 from sama_mega.diffusion.streams import Stream
 from sama_mega.encoders.interface import Encoders
 from sama_mega.model import ModelInput, ModelOutput
+
+
+class EditNotFiniteError(ConfigError):
+    """The model gave NaN or infinity: there is no edit to show or to score."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,21 @@ class SamplingSettings:
         guidance: Of the instruction; 1 is none.
         seed: Of the initial noise.
         source_guidance: Of the source; 0 is none.
+
+    Raises:
+        ConfigError: A guidance is not finite.
     """
 
     steps: int
     guidance: float
     seed: int
     source_guidance: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Holds the guidance to its rule."""
+        for option, value in (("--guidance", self.guidance), ("--source-guidance", self.source_guidance)):
+            if not math.isfinite(value):
+                raise ConfigError(f"{option} ({value}) must be a finite number")
 
 
 class Editor:
@@ -88,6 +103,9 @@ class Editor:
 
         Returns:
             ``[B, 3, T, H, W]`` float32 in [-1, 1].
+
+        Raises:
+            EditNotFiniteError: A value of the result is not finite.
         """
         source_latents = self._encoders.video.encode(sources.to(self._device))
         shape = list(source_latents.shape[1:])
@@ -119,7 +137,13 @@ class Editor:
             semantic_target=self._recipe.anchor.target,
             on_step=on_step,
         )
-        return self._encoders.video.decode(latents)
+        edited = self._encoders.video.decode(latents)
+        if not (latents.isfinite().all() and edited.isfinite().all()):
+            raise EditNotFiniteError(
+                f"the model's edit is not finite after {settings.steps} steps with guidance {settings.guidance:g}:"
+                " lower the guidance, or take a checkpoint from before its run diverged"
+            )
+        return edited
 
     def _noise(self, seed: int, num_clips: int, shape: Sequence[int], stream: Stream) -> Tensor:
         return random_normal_batch(seed, list(range(num_clips)), 0, stream, shape, self._device)

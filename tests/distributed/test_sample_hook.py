@@ -51,6 +51,7 @@ def sample_on_two_ranks(root: str, worlds: dict[str, str]) -> dict[str, list[str
     from sama_mega.parallel.runtime import start_parallel, stop_parallel
     from sama_mega.train.hooks import sample as module
     from sama_mega.train.run_folder import RunFolder
+    from sama_mega.train.stop import StopRequest
 
     module.Editor = Meeting  # type: ignore[assignment,misc]
     rank = int(os.environ["RANK"])
@@ -64,7 +65,7 @@ def sample_on_two_ranks(root: str, worlds: dict[str, str]) -> dict[str, list[str
         state: Any = SimpleNamespace(
             model=SimpleNamespace(module=None), optimizer=Meeting(), average=SimpleNamespace(values=())
         )
-        hook = module.SampleHook(recipe, load_manifest(manifest), None, state, context)  # type: ignore[arg-type]
+        hook = module.SampleHook(recipe, load_manifest(manifest), None, state, context, StopRequest())  # type: ignore[arg-type]
         folder = RunFolder.create(recipe.train.run_folder)
         is_late = case == "other_rank_is_late" and rank == 1
         module._TurnClock.is_over = property(lambda clock, late=is_late: late)  # type: ignore[assignment,misc]

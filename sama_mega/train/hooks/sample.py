@@ -19,13 +19,14 @@ from sama_data.prompts import make_prompt
 from sama_kernels.pretext import pretext
 from sama_mega.config.schema import Recipe
 from sama_mega.encoders import Encoders
-from sama_mega.inference.editor import Editor, SamplingSettings, frames_from_pixels
+from sama_mega.inference.editor import EditNotFiniteError, Editor, SamplingSettings, frames_from_pixels
 from sama_mega.inference.pictures import before_after_picture, write_video
 from sama_mega.parallel.collectives import broadcast_object
 from sama_mega.parallel.runtime import ParallelContext
 from sama_mega.train.hooks.base import Hook, Run
 from sama_mega.train.report import StepReport
 from sama_mega.train.state import TrainState
+from sama_mega.train.stop import StopRequest
 
 _log = logging.getLogger(__name__)
 
@@ -44,17 +45,17 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Turn:
-    """What rank 0 decides for all ranks about a row: its source, None where it cannot be decoded, or to stop here."""
+    """What rank 0 decides for all ranks: a row's source, None where it cannot be decoded, or why to end before it."""
 
     source: _Source | None
-    is_over: bool = False
+    over_because: str | None = None
 
 
 class SampleHook(Hook):
     """Every `train.sample_every` steps and after the last one, edits the manifest's first good videos.
 
     The clips and their noise are the same every time, in every life and layout. They take `train.sample_seconds` at
-    the most, or what one clip takes.
+    the most, or what one clip takes; a run that is told to stop begins no further one.
 
     All ranks sample the same clips, since putting the averaged weights into the model and running it take all of
     them. What only one rank can meet, a clip that does not decode or a picture that cannot be written, stays on rank
@@ -66,6 +67,7 @@ class SampleHook(Hook):
         encoders: Frozen encoders.
         state: Its averaged weights are used.
         context: The running layout; rank 0 decodes and writes.
+        stop: Whether the run is told to stop.
     """
 
     def __init__(
@@ -75,11 +77,13 @@ class SampleHook(Hook):
         encoders: Encoders,
         state: TrainState,
         context: ParallelContext,
+        stop: StopRequest,
     ) -> None:
         self._recipe = recipe
         self._dataset = dataset
         self._state = state
         self._context = context
+        self._stop = stop
         self._editor = Editor(recipe, state.model, encoders, context.device)
 
     def on_step_end(self, run: Run, report: StepReport) -> None:
@@ -98,16 +102,9 @@ class SampleHook(Hook):
             for index in self._candidates():
                 # The same on every rank: one that skipped or stopped alone would leave the others waiting for it.
                 turn = broadcast_object(self._take_turn(reader, index, clock), self._context.world_group)
-                if turn.is_over:
+                if turn.over_because is not None:
                     if run.is_main:
-                        _log.info(
-                            "samples of step %d: %d of %d clips, the rest would take longer than train.sample_seconds"
-                            " (%g)",
-                            step,
-                            sampled,
-                            wanted,
-                            run.recipe.train.sample_seconds,
-                        )
+                        _log.info("samples of step %d: %d of %d clips, %s", step, sampled, wanted, turn.over_because)
                     return files
                 if turn.source is None:
                     continue
@@ -121,8 +118,11 @@ class SampleHook(Hook):
     def _take_turn(self, reader: ClipReader, index: int, clock: _TurnClock) -> _Turn:
         if not self._context.is_first_rank:
             return _Turn(None)
+        if self._stop.pending:
+            return _Turn(None, over_because="the run is told to stop")
         if clock.is_over:
-            return _Turn(None, is_over=True)
+            seconds = f"{self._recipe.train.sample_seconds:g}"
+            return _Turn(None, over_because=f"the rest would take longer than train.sample_seconds ({seconds})")
         return _Turn(self._decoded(reader, index))
 
     def _candidates(self) -> list[int]:
@@ -148,7 +148,12 @@ class SampleHook(Hook):
         perturbed = pretext(torch.from_numpy(source.frames), plan.frame_indices, plan.tube_order)
         steps = min(recipe.diffusion.sampling_steps, MAX_SAMPLING_STEPS)
         settings = SamplingSettings(steps, recipe.diffusion.guidance, recipe.train.seed)
-        edited = self._editor.edit(perturbed[None], [prompt], settings, kind=row.kind, num_frames=num_frames)
+        try:
+            edited = self._editor.edit(perturbed[None], [prompt], settings, kind=row.kind, num_frames=num_frames)
+        except EditNotFiniteError as error:
+            if run.is_main:
+                _log.warning("sample %s is left out: %s", name, error)
+            return []
         if not run.is_main:
             return []
         shown, frames = frames_from_pixels(perturbed).numpy(), frames_from_pixels(edited[0]).numpy()

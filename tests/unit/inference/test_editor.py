@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from sama_kernels.philox import random_normal
+from sama_mega.config.errors import ConfigError
 from sama_mega.config.schema import Recipe
 from sama_mega.diffusion.streams import Stream
 from sama_mega.encoders import Encoders, build_encoders
-from sama_mega.inference.editor import Editor, SamplingSettings, frames_from_pixels, pixels_from_frames
+from sama_mega.inference.editor import (
+    EditNotFiniteError,
+    Editor,
+    SamplingSettings,
+    frames_from_pixels,
+    pixels_from_frames,
+)
 from sama_mega.model import ModelInput
 from tests.support.tiny_recipe import SIZE, tiny_recipe
 
@@ -209,3 +216,20 @@ def test_frames_and_pixels_are_each_others_inverse() -> None:
     assert pixels[1, 2, 3, 4].item() == pytest.approx(frames[2, 3, 4, 1].item() / 127.5 - 1)
     beyond = torch.tensor([-3.0, 3.0]).view(1, 1, 1, 2).expand(3, 1, 1, 2)
     assert frames_from_pixels(beyond)[0, 0].tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_edit_that_is_not_finite_is_refused(recipe: Recipe, encoders: Encoders, bad: float) -> None:
+    def diverge(source: Tensor, text: Tensor, latents: Tensor) -> Tensor:
+        answer = source.clone()
+        answer[-1, 0, 0, 0, 0] = bad
+        return answer
+
+    with pytest.raises(EditNotFiniteError, match="not finite after 3 steps with guidance 1"):
+        run(recipe, encoders, KnownModel(diverge), make_clips(2))
+
+
+@pytest.mark.parametrize("guidance", [(float("inf"), 0.0), (float("nan"), 0.0), (1.0, float("inf"))])
+def test_guidance_is_finite(guidance: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="must be a finite number"):
+        SamplingSettings(2, guidance[0], 1, guidance[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,9 +21,11 @@ from sama_data.loader import LoaderSettings, Quarantine, SampleLoader
 from sama_data.manifest import load_manifest, write_jsonl
 from sama_kernels.pretext import pretext
 from sama_mega.config.schema import Recipe
+from sama_mega.inference.editor import EditNotFiniteError
 from sama_mega.train.hooks import sample as module
 from sama_mega.train.hooks.sample import MAX_SAMPLING_STEPS, SampleHook
 from sama_mega.train.run_folder import RunFolder
+from sama_mega.train.stop import StopRequest
 from tests.support.tiny_recipe import FPS, SIZE, alone, tiny_recipe, tiny_world
 
 WIDE = 13  # frames: enough for every pretext task
@@ -47,10 +50,11 @@ class Sampler:
 
     def __init__(self, recipe: Recipe, manifest: Path, context: Any) -> None:
         self.weights: list[str] = []
+        self.stop = StopRequest()
         optimizer = SimpleNamespace(temporary_weights=self._temporary_weights)
         average = SimpleNamespace(values="averages")
         state: Any = SimpleNamespace(model=SimpleNamespace(module=None), optimizer=optimizer, average=average)
-        self.hook = SampleHook(recipe, load_manifest(manifest), None, state, context)  # type: ignore[arg-type]
+        self.hook = SampleHook(recipe, load_manifest(manifest), None, state, context, self.stop)  # type: ignore[arg-type]
         self.run: Any = SimpleNamespace(
             recipe=recipe,
             folder=RunFolder.create(recipe.train.run_folder),
@@ -129,6 +133,35 @@ def test_samples_are_prepared_as_training_prepares_them(sampler: Any, long_world
         assert prompts == [one.prompt]
         truth = pretext(torch.from_numpy(one.source_frames), one.plan.frame_indices, one.plan.tube_order)
         assert torch.equal(source[0], truth)
+
+
+def test_a_run_that_is_told_to_stop_begins_no_further_clip(
+    sampler: Any, world: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = sampler(world / "pairs.jsonl")
+    edit = RecordingEditor.edit
+
+    def edit_as_the_signal_comes(*arguments: Any, **options: Any) -> torch.Tensor:
+        looked.stop.request(signal.SIGUSR1)
+        return edit(*arguments, **options)
+
+    monkeypatch.setattr(RecordingEditor, "edit", edit_as_the_signal_comes)
+    with caplog.at_level(logging.INFO):
+        assert looked.step(4) == ["step-00000004-0.mp4", "step-00000004-0.png"]
+    assert "samples of step 4: 1 of 2 clips, the run is told to stop" in caplog.messages
+    assert looked.weights == ["averages", "own"]
+
+
+def test_an_edit_that_is_not_finite_is_left_out_and_ends_nothing(
+    sampler: Any, world: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(*_: Any, **__: Any) -> torch.Tensor:
+        raise EditNotFiniteError("the model's edit is not finite")
+
+    monkeypatch.setattr(RecordingEditor, "edit", diverged)
+    looked = sampler(world / "pairs.jsonl")
+    assert looked.step(4) == []
+    assert caplog.messages[0] == "sample step-00000004-0 is left out: the model's edit is not finite"
 
 
 def test_pictures_and_clips_are_written_when_due(sampler: Any, world: Path) -> None:
