@@ -125,7 +125,7 @@ def list_sets(as_json: bool) -> int:
         name, hub_id, licence, layout = (str(value or "-") for value in row.values())
         print(f"{name:{name_width}}  {hub_id:{hub_width}}  {licence:{licence_width}}  {layout}")
     if as_json:
-        print(json.dumps(rows))
+        print(json.dumps({"sets": rows}))
     return 0
 
 

@@ -138,7 +138,7 @@ def list_plants(as_json: bool = False) -> int:
         print(f"{plant.name}: {plant.summary}; needs {plant.needs}")
     if as_json:
         names = ("name", "summary", "needs", "breaks", "spares")
-        print(json.dumps([{name: getattr(plant, name) for name in names} for plant in PLANTS.values()]))
+        print(json.dumps({"plants": [{name: getattr(plant, name) for name in names} for plant in PLANTS.values()]}))
     return 0
 
 

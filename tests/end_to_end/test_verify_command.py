@@ -123,7 +123,7 @@ def test_the_list_of_plants_is_json() -> None:
     done = verify("--list-plants", "--json")
     assert done.returncode == 0, done.stderr
     *lines, last = done.stdout.splitlines()
-    plants = json.loads(last)
+    plants = json.loads(last)["plants"]
     assert len(lines) == len(plants) == 10
     for line, plant in zip(lines, plants, strict=True):
         assert plant.keys() == {"name", "summary", "needs", "breaks", "spares"}

@@ -70,6 +70,6 @@ def test_the_list_of_sets(capsys):
     assert run("data", "ingest", "--list", "--json") == 0
     shown = capsys.readouterr().out
     assert "Lewandofski/OpenVE-3M" in shown
-    sets = {row["set"]: row for row in json.loads(shown.splitlines()[-1])}
+    sets = {row["set"]: row for row in json.loads(shown.splitlines()[-1])["sets"]}
     assert sets["openve"]["licence"] == "CC-BY-NC-4.0"
     assert sets["pico_banana"]["licence"] == "CC-BY-NC-ND-4.0"
