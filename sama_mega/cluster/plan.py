@@ -71,6 +71,7 @@ def plan_stages(recipe: str, stages: str | None, overrides: Sequence[str], sweep
             raise ConfigError(f"{only}:{text} is for stage {only}, which --stages {_join(wanted)} leaves out")
     parsed = [(only, parse_sweep(text)) for only, text in map(_for_stage, sweeps)]
     _require_one_swept_stage(parsed, wanted)
+    _refuse_overridden_sweeps(overrides, parsed, wanted)
     plans: list[StagePlan] = []
     for stage in wanted:
         path = recipe if stage == own_stage else _sibling(recipe, own_stage, stage)
@@ -177,6 +178,18 @@ def _require_one_swept_stage(sweeps: Sequence[tuple[int | None, Sweep]], wanted:
             f"--sweep 1:{late[0]} does not go with a sweep of stage 0 ({early[0]}): write both without 0: and 1:, "
             "which sweeps them in both stages, or sweep one stage"
         )
+
+
+def _refuse_overridden_sweeps(
+    overrides: Sequence[str], sweeps: Sequence[tuple[int | None, Sweep]], wanted: Sequence[int]
+) -> None:
+    """A sweep wins over an override of its key; one that counts in no stage then would be asked for in vain."""
+    swept = {(stage, sweep.key) for only, sweep in sweeps for stage in (wanted if only is None else (only,))}
+    for override in overrides:
+        only, text = _for_stage(override)
+        key = text.partition("=")[0].strip()
+        if {(stage, key) for stage in (wanted if only is None else (only,))} <= swept:
+            raise ConfigError(f"override '{override}': --sweep sets {key} in every job: remove one of them")
 
 
 def _require_own_folders(first: StagePlan, second: StagePlan) -> None:
