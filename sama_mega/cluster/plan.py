@@ -161,11 +161,12 @@ def _sibling(recipe: str, own_stage: int, stage: int) -> str:
 
 
 def _refuse_another_start(stage: int, overrides: Sequence[str], sweeps: Sequence[tuple[int | None, Sweep]]) -> None:
-    swept = any(sweep.key == START_KEY and only in (None, stage) for only, sweep in sweeps)
-    if swept or any(only == stage and text.startswith(f"{START_KEY}=") for only, text in map(_for_stage, overrides)):
+    asked = [(only, sweep.key) for only, sweep in sweeps]
+    asked += [(only, text.partition("=")[0].strip()) for only, text in map(_for_stage, overrides)]
+    if (None, START_KEY) in asked or (stage, START_KEY) in asked:
         raise ConfigError(
-            f"{START_KEY} of stage {stage} is stage 0's run folder under --stages 0,1: remove it, "
-            f"or submit stage {stage} alone with --stages {stage}"
+            f"{START_KEY} of stage {stage} is stage 0's run folder under --stages 0,1: write 0:{START_KEY}=... for "
+            f"stage 0's own, or submit stage {stage} alone with --stages {stage}"
         )
 
 

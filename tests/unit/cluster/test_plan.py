@@ -51,8 +51,8 @@ def test_what_is_for_one_stage_wins_wherever_it_stands() -> None:
         assert [plan.recipes[0].train.seed for plan in (first, second)] == [4, 3]
 
 
-def test_a_start_for_all_stages_is_stage_0s_in_a_chain() -> None:
-    first, second = plan_stages("recipes/demo_stage0.yaml", "0,1", ["checkpoint.init_from=weights"], [])
+def test_a_start_of_stage_0_is_its_own_in_a_chain() -> None:
+    first, second = plan_stages("recipes/demo_stage0.yaml", "0,1", ["0:checkpoint.init_from=weights"], [])
     assert (starts(first), starts(second)) == (["weights"], ["runs/demo_stage0"])
 
 
@@ -118,6 +118,7 @@ def test_a_recipes_hardware_decides_on_gpus_unless_the_settings_do() -> None:
         ("0", [], ["1:train.seed=3,4"], ["1:train.seed=3,4 is for stage 1"]),
         ("0,1", ["train.stage=0"], [], ["demo_stage1.yaml: train.stage (0) must be 1"]),
         ("0,1", ["1:checkpoint.init_from=x"], [], ["checkpoint.init_from of stage 1 is stage 0's run folder"]),
+        ("0,1", ["checkpoint.init_from =x"], [], ["is stage 0's run folder", "write 0:checkpoint.init_from=... for"]),
         ("0,1", [], ["checkpoint.init_from=x,y"], ["checkpoint.init_from of stage 1 is stage 0's run folder"]),
         (
             "0,1",
