@@ -47,12 +47,6 @@ give_up_when_alone() {
 }
 
 # --- what the ranks get ----------------------------------------------------------------------------------------------
-if [[ -n ${SAMA_MEGA_MODULES:-} ]]; then
-  # shellcheck disable=SC1091  # of the cluster
-  declare -F module >/dev/null || source /etc/profile.d/modules.sh || source /etc/profile.d/lmod.sh
-  # shellcheck disable=SC2086  # several words
-  module load $SAMA_MEGA_MODULES || { say "error: SAMA_MEGA_MODULES ($SAMA_MEGA_MODULES) cannot be loaded"; exit 2; }
-fi
 # shellcheck source=slurm/ranks.sh
 source "$folder/ranks.sh"
 

@@ -1,19 +1,14 @@
 #!/usr/bin/env bash
 # Read by job.sh and check.sh: how many ranks a node gets, and the srun that starts them, as the array `srun_ranks`.
 # One rank a GPU that was granted; where there is none, one a task that was asked for.
+# shellcheck source=slurm/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 gpus=${SLURM_GPUS_ON_NODE:-0}
 tasks_per_node=${SAMA_MEGA_TASKS_PER_NODE:-$((gpus > 0 ? gpus : ${SLURM_NTASKS_PER_NODE:-1}))}
 cpus_per_task=$((SLURM_CPUS_ON_NODE / tasks_per_node))
 if ((cpus_per_task == 0)); then
   echo "error: $tasks_per_node ranks a node have $SLURM_CPUS_ON_NODE CPUs: add --exclusive, or --cpus-per-gpu=8" >&2
   exit 2
-fi
-# Of the shell that submitted, when that was a step itself: they would bind all ranks to its CPUs.
-unset "${!SLURM_CPU_BIND@}"
-container=()
-if [[ -n ${SAMA_MEGA_CONTAINER_IMAGE:-} ]]; then
-  container=("--container-image=$SAMA_MEGA_CONTAINER_IMAGE" "--container-workdir=$PWD"
-    "--container-mounts=${SAMA_MEGA_CONTAINER_MOUNTS:-$PWD:$PWD}")
 fi
 # --export: after `sbatch --export=NONE`, which some clusters make the default, srun would pass nothing on.
 # shellcheck disable=SC2034  # used by who reads this

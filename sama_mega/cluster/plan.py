@@ -71,6 +71,7 @@ def plan_stages(recipe: str, stages: str | None, overrides: Sequence[str], sweep
             raise ConfigError(f"{only}:{text} is for stage {only}, which --stages {_join(wanted)} leaves out")
     parsed = [(only, parse_sweep(text)) for only, text in map(_for_stage, sweeps)]
     _require_one_swept_stage(parsed, wanted)
+    _refuse_overridden_sweeps(overrides, parsed, wanted)
     plans: list[StagePlan] = []
     for stage in wanted:
         path = recipe if stage == own_stage else _sibling(recipe, own_stage, stage)
@@ -160,11 +161,12 @@ def _sibling(recipe: str, own_stage: int, stage: int) -> str:
 
 
 def _refuse_another_start(stage: int, overrides: Sequence[str], sweeps: Sequence[tuple[int | None, Sweep]]) -> None:
-    swept = any(sweep.key == START_KEY and only in (None, stage) for only, sweep in sweeps)
-    if swept or any(only == stage and text.startswith(f"{START_KEY}=") for only, text in map(_for_stage, overrides)):
+    asked = [(only, sweep.key) for only, sweep in sweeps]
+    asked += [(only, text.partition("=")[0].strip()) for only, text in map(_for_stage, overrides)]
+    if (None, START_KEY) in asked or (stage, START_KEY) in asked:
         raise ConfigError(
-            f"{START_KEY} of stage {stage} is stage 0's run folder under --stages 0,1: remove it, "
-            f"or submit stage {stage} alone with --stages {stage}"
+            f"{START_KEY} of stage {stage} is stage 0's run folder under --stages 0,1: write 0:{START_KEY}=... for "
+            f"stage 0's own, or submit stage {stage} alone with --stages {stage}"
         )
 
 
@@ -177,6 +179,18 @@ def _require_one_swept_stage(sweeps: Sequence[tuple[int | None, Sweep]], wanted:
             f"--sweep 1:{late[0]} does not go with a sweep of stage 0 ({early[0]}): write both without 0: and 1:, "
             "which sweeps them in both stages, or sweep one stage"
         )
+
+
+def _refuse_overridden_sweeps(
+    overrides: Sequence[str], sweeps: Sequence[tuple[int | None, Sweep]], wanted: Sequence[int]
+) -> None:
+    """A sweep wins over an override of its key; one that counts in no stage then would be asked for in vain."""
+    swept = {(stage, sweep.key) for only, sweep in sweeps for stage in (wanted if only is None else (only,))}
+    for override in overrides:
+        only, text = _for_stage(override)
+        key = text.partition("=")[0].strip()
+        if {(stage, key) for stage in (wanted if only is None else (only,))} <= swept:
+            raise ConfigError(f"override '{override}': --sweep sets {key} in every job: remove one of them")
 
 
 def _require_own_folders(first: StagePlan, second: StagePlan) -> None:

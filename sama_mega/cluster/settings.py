@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,11 +36,31 @@ DEFAULT_CPUS_PER_TASK = 2
 _NOUN = "cluster settings"
 _TIME_LIMIT = re.compile(r"(?:(\d+)-)?(\d{1,2}):([0-5]\d):([0-5]\d)")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# What `submit` checked the recipe for, and what it tells the user to watch.
-_OWN_OPTIONS = (
-    *("-N", "--nodes", "-n", "--ntasks", "--ntasks-per-node", "-G", "--gpus", "--gpus-per-node", "--gpus-per-task"),
-    *("-a", "--array", "-D", "--chdir", "-o", "--output", "-e", "--error", "--signal", "--open-mode", "--no-requeue"),
+# What `submit` sets, with what is said of it instead of a line of sbatch, which would come last and win.
+_OWN_OPTIONS = {
+    **dict.fromkeys(("--time", "--partition", "--account", "--qos", "--constraint", "--exclude"), "set the key {key}"),
+    "--cpus-per-task": "set the key {key}",
+    "--nodes": "use its option --nodes",
+    **dict.fromkeys(("--gpus", "--gpus-per-node", "--gpus-per-task"), "set the key gpus_per_node"),
+    **dict.fromkeys(("--ntasks", "--ntasks-per-node", "--tasks-per-node"), "set the key tasks_per_node"),
+    "--array": "use its option --sweep and the key sweep_jobs_at_once",
+    "--signal": "set the key signal_before_end_seconds",
+    "--mem": "which takes all of a GPU node's; on CPU nodes use --mem-per-cpu",
+    **dict.fromkeys(("--exclusive", "--oversubscribe"), "which takes GPU nodes whole"),
+    **dict.fromkeys(("--dependency", "--kill-on-invalid-dep"), "which chains the stages"),
+    "--job-name": "which names a job after its run folder",
+    **dict.fromkeys(("--chdir", "--output", "--error", "--open-mode", "--requeue", "--no-requeue"), "which sets it"),
+}
+_SHORT_OPTIONS = dict(
+    pair.split()
+    for pair in (
+        *("t --time", "p --partition", "A --account", "q --qos", "C --constraint", "x --exclude", "c --cpus-per-task"),
+        *("N --nodes", "n --ntasks", "G --gpus", "a --array", "s --oversubscribe", "d --dependency", "J --job-name"),
+        *("D --chdir", "o --output", "e --error"),
+    )
 )
+_SHORT_FLAGS = "hHIkOQvVW"
+"""Of sbatch, without a value: another short option may follow in the same word."""
 
 
 def seconds_of_time_limit(limit: str) -> int:
@@ -81,10 +102,23 @@ def _check_cpus(value: Any) -> Any:
 def _check_sbatch_line(line: str) -> str:
     if not line.startswith("-"):
         raise ValueError("must be an option of sbatch, such as --reservation=NAME")
-    name = re.split(r"[=\s]", line, maxsplit=1)[0] if line.startswith("--") else line[:2]
-    if name in _OWN_OPTIONS:
-        raise ValueError(f"must leave {name} to submit, which sets it itself")
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        raise ValueError("must close its quotes") from None
+    for name in filter(None, map(_own_option, words)):
+        instead = _OWN_OPTIONS[name].format(key=name.strip("-").replace("-", "_"))
+        raise ValueError(f"must leave {name} to submit{',' if instead.startswith('which') else ':'} {instead}")
     return line
+
+
+def _own_option(word: str) -> str | None:
+    """The option of `submit`'s own that sbatch would read in a word, None for none."""
+    if word.startswith("--"):
+        # sbatch takes the beginning of a name for the whole.
+        typed = word.partition("=")[0]
+        return typed if typed in _OWN_OPTIONS else next((own for own in _OWN_OPTIONS if own.startswith(typed)), None)
+    return _SHORT_OPTIONS.get(word[1:].lstrip(_SHORT_FLAGS)[:1]) if word.startswith("-") else None
 
 
 def _check_mount(mount: str) -> str:

@@ -319,6 +319,9 @@ class LoraRecipe(Section):
         if len(set(self.targets)) < len(self.targets):
             twice = next(target for target in self.targets if self.targets.count(target) > 1)
             raise BrokenRule("targets", twice, "is listed twice")
+        if self.rank == 0 and set(self.targets) != set(get_args(LoraTarget)):
+            rule = "is not read: lora.rank is 0, which trains everything: set it, or remove lora.targets"
+            raise BrokenRule("targets", list(self.targets), rule)
         return self
 
 

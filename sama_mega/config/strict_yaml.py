@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -117,13 +118,27 @@ def parse_value(text: str, source: str) -> Any:
     """Parse the value of an override by the same rules as a recipe's.
 
     Raises:
-        ConfigError: Not YAML.
+        ConfigError: Not YAML, or a part of it would be left out as a comment.
     """
     try:
+        _refuse_comment(text, source)
         return _RecipeLoader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         problem = _describe(error)[1] if isinstance(error, yaml.YAMLError) else str(error)
         raise ConfigError(f"{source}: the value is not valid YAML ({problem}): quote it") from error
+
+
+def _refuse_comment(text: str, source: str) -> None:
+    """Refuse a `#` outside the value: nobody comments a command line, so it was meant as text."""
+    tokens = list(yaml.scan(text))
+    gaps = [text[token.end_mark.index : after.start_mark.index] for token, after in pairwise(tokens)]
+    # The first line of a block scalar (`|`, `>`) may have a comment of its own.
+    heads = [token.start_mark.index for token in tokens if getattr(token, "style", None) in ("|", ">")]
+    if any("#" in part for part in (*gaps, *(text[head:].partition("\n")[0] for head in heads))):
+        raise ConfigError(
+            f"{source}: its '#' begins a comment in YAML, so the value would be cut there: double quotes inside single "
+            "ones keep it, as in '\"run #1\"'"
+        )
 
 
 def dump(values: dict[str, Any]) -> str:

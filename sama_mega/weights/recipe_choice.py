@@ -10,13 +10,14 @@ from typing import Any
 
 from sama_mega.config.errors import ConfigError
 from sama_mega.config.load import load_recipe
-from sama_mega.config.schema import ModelRecipe, Recipe
+from sama_mega.config.schema import LoraRecipe, ModelRecipe, Recipe
 from sama_mega.weights.fit import released_tensors
 from sama_mega.weights.formats import SourceFormat
 from sama_mega.weights.source import Source
 
 PUBLISHED_RECIPES = ("recipes/wan14b_stage1.yaml", "recipes/wan1_3b_stage1.yaml")
-_BASE_MODEL = ("checkpoint.init_from=null", "lora.rank=0", "lora.alpha=null")
+_ALL_TARGETS = f"lora.targets=[{', '.join(LoraRecipe().targets)}]"
+_BASE_MODEL = ("checkpoint.init_from=null", "lora.rank=0", "lora.alpha=null", _ALL_TARGETS)
 _LAYER = re.compile(r"^blocks\.(\d+)\.")
 # Keys of a config.json that say what the model computes, with the recipe's keys for the same numbers.
 _CONFIG_KEYS = {

@@ -168,7 +168,11 @@ def test_of_an_array_one_element_starts_again(stage: Stage) -> None:
     assert "scontrol requeue 77_3" in stage.calls("scontrol")
 
 
-def test_modules_are_loaded_first(stage: Stage) -> None:
+EVERY_SCRIPT = ["job.sh", "check.sh", "edit.sh", "export.sh"]
+
+
+@pytest.mark.parametrize("script", EVERY_SCRIPT)
+def test_modules_are_loaded_first(stage: Stage, script: str) -> None:
     stage.stand_in("with_modules", f'module() {{ echo "module $*" >> {stage.calls_path}; }}; export -f module; "$@"')
     environment = {
         **JOB,
@@ -176,15 +180,18 @@ def test_modules_are_loaded_first(stage: Stage) -> None:
         "SAMA_MEGA_PYTHON": str(stage.folder / "python"),
         "PATH": f"{stage.folder}:{os.environ['PATH']}",
         "SAMA_MEGA_MODULES": "cuda/13 gcc",
+        "SLURM_SUBMIT_DIR": str(REPOSITORY),
     }
-    command = ["with_modules", "bash", str(SLURM / "job.sh"), "train", "recipe.yaml"]
+    command = ["with_modules", "bash", str(SLURM / script), "train", "recipe.yaml"]
     subprocess.run(command, cwd=stage.folder, env=environment, check=True, timeout=30, capture_output=True)
     calls = stage.calls_path.read_text().splitlines()
     assert calls.index("module load cuda/13 gcc") < next(i for i, call in enumerate(calls) if call.startswith("srun"))
 
 
-def test_a_module_that_is_not_there_is_said(stage: Stage) -> None:
-    result = stage.run("job.sh", "train", "recipe.yaml", **GPUS, SAMA_MEGA_MODULES="cuda/99")
+@pytest.mark.parametrize("script", EVERY_SCRIPT)
+def test_a_module_that_is_not_there_is_said(stage: Stage, script: str) -> None:
+    variables = {**GPUS, "SAMA_MEGA_MODULES": "cuda/99", "SLURM_SUBMIT_DIR": str(REPOSITORY)}
+    result = stage.run(script, "train", "recipe.yaml", **variables)
     assert result.returncode == 2 and "SAMA_MEGA_MODULES (cuda/99) cannot be loaded" in result.stderr
     assert stage.calls("srun") == []
 
@@ -231,3 +238,12 @@ def test_a_rank_on_a_sick_node_does_not_train(stage: Stage) -> None:
 def test_the_small_scripts_run_one_command(stage: Stage, script: str, command: str) -> None:
     stage.run(script, "one", "two words", SLURM_SUBMIT_DIR=str(REPOSITORY), SLURM_NTASKS_PER_NODE="1")
     assert stage.calls("srun")[0].endswith(f"bash {REPOSITORY}/slurm/entrypoint.sh {command} one two words")
+    assert "container" not in stage.calls("srun")[0]
+
+
+@pytest.mark.parametrize("script", ["edit.sh", "export.sh", "check.sh"])
+def test_the_small_scripts_run_where_training_runs(stage: Stage, script: str) -> None:
+    image = {"SAMA_MEGA_CONTAINER_IMAGE": "/images/sama.sqsh", "SAMA_MEGA_CONTAINER_MOUNTS": "/data:/data,/runs:/runs"}
+    stage.run(script, "one", SLURM_SUBMIT_DIR=str(REPOSITORY), SLURM_NTASKS_PER_NODE="1", **image)
+    (srun,) = stage.calls("srun")
+    assert "--container-image=/images/sama.sqsh" in srun and "--container-mounts=/data:/data,/runs:/runs" in srun

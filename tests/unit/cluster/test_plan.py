@@ -51,8 +51,8 @@ def test_what_is_for_one_stage_wins_wherever_it_stands() -> None:
         assert [plan.recipes[0].train.seed for plan in (first, second)] == [4, 3]
 
 
-def test_a_start_for_all_stages_is_stage_0s_in_a_chain() -> None:
-    first, second = plan_stages("recipes/demo_stage0.yaml", "0,1", ["checkpoint.init_from=weights"], [])
+def test_a_start_of_stage_0_is_its_own_in_a_chain() -> None:
+    first, second = plan_stages("recipes/demo_stage0.yaml", "0,1", ["0:checkpoint.init_from=weights"], [])
     assert (starts(first), starts(second)) == (["weights"], ["runs/demo_stage0"])
 
 
@@ -90,6 +90,11 @@ def test_a_sweep_of_stage_1_alone_follows_one_stage_0() -> None:
     assert [recipe.train.seed for recipe in second.recipes] == [5, 6]
 
 
+def test_a_sweep_of_one_stage_wins_there_over_an_override_of_all() -> None:
+    first, second = plan_stages("recipes/demo_stage0.yaml", "0,1", ["train.seed=4"], ["1:train.seed=5,6"])
+    assert [recipe.train.seed for recipe in (*first.recipes, *second.recipes)] == [4, 5, 6]
+
+
 def test_a_recipes_hardware_decides_on_gpus_unless_the_settings_do() -> None:
     (demo,) = plan_stages("recipes/demo_stage0.yaml", None, [], [])
     (large,) = plan_stages("recipes/wan14b_stage0.yaml", None, [], [])
@@ -113,6 +118,7 @@ def test_a_recipes_hardware_decides_on_gpus_unless_the_settings_do() -> None:
         ("0", [], ["1:train.seed=3,4"], ["1:train.seed=3,4 is for stage 1"]),
         ("0,1", ["train.stage=0"], [], ["demo_stage1.yaml: train.stage (0) must be 1"]),
         ("0,1", ["1:checkpoint.init_from=x"], [], ["checkpoint.init_from of stage 1 is stage 0's run folder"]),
+        ("0,1", ["checkpoint.init_from =x"], [], ["is stage 0's run folder", "write 0:checkpoint.init_from=... for"]),
         ("0,1", [], ["checkpoint.init_from=x,y"], ["checkpoint.init_from of stage 1 is stage 0's run folder"]),
         (
             "0,1",
@@ -120,6 +126,10 @@ def test_a_recipes_hardware_decides_on_gpus_unless_the_settings_do() -> None:
             ["0:train.seed=1,2", "1:train.steps=3,4"],
             ["--sweep 1:train.steps does not go with", "train.seed"],
         ),
+        (None, ["train.seed=7"], ["train.seed=1,2"], ["override 'train.seed=7': --sweep sets train.seed in every job"]),
+        ("0,1", ["1:train.seed =7"], ["train.seed=1,2"], ["override '1:train.seed =7': --sweep sets train.seed"]),
+        ("0,1", ["1:train.seed=7"], ["1:train.seed=1,2"], ["override '1:train.seed=7': --sweep sets train.seed"]),
+        ("1", ["train.seed=7"], ["1:train.seed=1,2"], ["override 'train.seed=7': --sweep sets train.seed"]),
         (None, ["model.dimm=3"], [], ["override 'model.dimm=3'", "the nearest is model.dim"]),
         (None, [], ["train.sed=3,4"], ["override 'train.sed=3'", "the nearest is train.seed"]),
         (None, [], ["train.seed=3,x"], ["override 'train.seed=x'"]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from sama_mega.cluster.settings import ClusterSettings, load_cluster_settings, seconds_of_time_limit
 from sama_mega.config.errors import ConfigError
@@ -70,7 +72,7 @@ def test_options_win_over_the_file_and_the_file_over_the_variable(tmp_path: Path
         ("container_image: c\ncontainer_mounts: [/a]\n", 'container_mounts[0] ("/a") must be FOLDER:FOLDER'),
         ("sbatch_lines: ['nice=3']\n", 'sbatch_lines[0] ("nice=3") must be an option of sbatch'),
         ("sbatch_lines: [--nice, --nodes=3]\n", 'sbatch_lines[1] ("--nodes=3") must leave --nodes to submit'),
-        ("sbatch_lines: [-N3]\n", 'sbatch_lines[0] ("-N3") must leave -N to submit'),
+        ("sbatch_lines: ['--nice \"3']\n", "must close its quotes"),
         ("environment: {A-B: 1}\n", "must hold names of variables; A-B is none"),
         ("environment: {A: true}\n", "cluster.yaml:1: environment.A (true) must be text or a number: put it in quotes"),
         ('environment: {A: "b\\nc"}\n', "must be one line"),
@@ -83,6 +85,60 @@ def test_refused_files(tmp_path: Path, text: str, message: str) -> None:
     refused = refusal(tmp_path, text)
     assert message in refused
     assert refused.startswith("cluster.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("-N3", "--nodes to submit: use its option --nodes"),
+        ("-t 10", "--time to submit: set the key time"),
+        ("-p debug", "--partition to submit: set the key partition"),
+        ("--qos=low", "--qos to submit: set the key qos"),
+        ("--cpus-per-task 4", "--cpus-per-task to submit: set the key cpus_per_task"),
+        ("--gpus=4", "--gpus to submit: set the key gpus_per_node"),
+        ("--mem=100G", "--mem to submit, which takes all of a GPU node's; on CPU nodes use --mem-per-cpu"),
+        ("--oversubscribe", "--oversubscribe to submit, which takes GPU nodes whole"),
+        ("--dependency=afterok:7", "--dependency to submit, which chains the stages"),
+        ("-J mine", "--job-name to submit, which names a job after its run folder"),
+        ("--no-requeue", "--no-requeue to submit, which sets it"),
+        # As sbatch reads them: the beginning of a name, several options in a line or a word, another name of the same.
+        ("--ntasks-per-nod=4", "--ntasks-per-node to submit"),
+        ("--arr=0-3", "--array to submit"),
+        ("--exclus", "--exclusive to submit"),
+        ("--tasks=4", "--tasks-per-node to submit: set the key tasks_per_node"),
+        ("--reservation=weekend --time=10", "--time to submit"),
+        ("--comment='a b' -t 10", "--time to submit"),
+        ("-Qt10", "--time to submit"),
+    ],
+)
+def test_lines_of_sbatch_that_would_overrule_submit_are_refused(line: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(f"must leave {message}")):
+        ClusterSettings(sbatch_lines=(line,))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "--reservation=weekend",
+            "--mem-per-cpu=4G",
+            "--time-min=10",
+            "--nice",
+            "-w node[1-3]",
+            "-H",
+            "--gres=lustre",
+        ),
+        *(
+            "--comment='of the time'",
+            "--gpu-bind=none",
+            "--nodelist=a,b",
+            "-L matlab",
+            "--mail-type=FAIL --mail-user=me",
+        ),
+    ],
+)
+def test_other_lines_of_sbatch_are_taken(line: str) -> None:
+    assert ClusterSettings(sbatch_lines=(line,)).sbatch_lines == (line,)
 
 
 def test_numbers_of_the_environment_become_text(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_plain_values_build_the_same_recipe(recipe_file: Path) -> None:
         ("data.buckets=[[64, 72]]", ["data.buckets", "[64, 72]", "multiple of 16 high"]),
         ("data.buckets=[[64, 64], [64, 64]]", ["listed twice"]),
         ("lora.alpha=4.0", ["lora.alpha", "is not read: lora.rank is 0"]),
+        ("lora.targets=[self_attn.o]", ["lora.targets", "is not read: lora.rank is 0, which trains everything"]),
         ("lora.targets=[ffn.linear_in, ffn.linear_in]", ["lora.targets", "is listed twice"]),
         ("lora.targets=[]", ["must name at least one linear"]),
         ("lora.targets=[ffn.0]", ["lora.targets"]),

@@ -39,6 +39,28 @@ def test_scalars(text: str, value: object) -> None:
     assert type(parsed) is type(value)
 
 
+@pytest.mark.parametrize(
+    "text", ["ex #1", "#bad", "team A #7", "'ex' #1", "[a, b #c\n]", "[a] #", "| #1\n a", "|\n a\n#1", " # "]
+)
+def test_no_part_of_an_override_is_left_out_as_a_comment(text: str) -> None:
+    with pytest.raises(ConfigError, match="here: its '#' begins a comment in YAML"):
+        parse_value(text, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("run#1", "run#1"),
+        ('"ex #1"', "ex #1"),
+        ("'#bad'", "#bad"),
+        ("['a #1', b#]", ["a #1", "b#"]),
+        ("|-\n a #1", "a #1"),
+    ],
+)
+def test_a_hash_within_text_is_text(text: str, value: object) -> None:
+    assert parse_value(text, "here") == value
+
+
 @pytest.mark.parametrize("value", ["1e-5", "no", "010", "", "null", "[Video edit]", "a: b", "1_000", "true", "ü"])
 def test_dumped_text_comes_back_as_text(value: str) -> None:
     assert parse_document(dump({"section": {"key": value}}), "here").values == {"section": {"key": value}}

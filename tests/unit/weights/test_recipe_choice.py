@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from sama_mega.config import ConfigError, build_recipe
+from sama_mega.config import ConfigError, build_recipe, strict_yaml
 from sama_mega.config.load import load_recipe
+from sama_mega.config.schema import LoraRecipe
 from sama_mega.model.diffusers_names import diffusers_name
 from sama_mega.parameters.shapes import released_shapes
 from sama_mega.weights.recipe_choice import PUBLISHED_RECIPES, choose_recipe
@@ -45,6 +46,15 @@ def test_a_file_alone_leaves_the_encoders_where_the_recipe_has_them(path: str, t
     assert recipe.model == published.model and recipe.encoders == published.encoders
 
 
+def test_a_recipe_of_low_rank_training_is_read_for_its_model(tmp_path: Path) -> None:
+    published = load_recipe(PUBLISHED_RECIPES[1])
+    lora = {"rank": 4, "alpha": 8.0, "targets": ["ffn.linear_in"]}
+    file = tmp_path / "lora.yaml"
+    file.write_text(strict_yaml.dump(published.model_dump(mode="json") | {"lora": lora}))
+    recipe = choose_recipe("sama", source_of(published.model, tmp_path / "sama.safetensors", None, False), str(file))
+    assert recipe.model == published.model and recipe.lora == LoraRecipe()
+
+
 def test_every_size_that_shapes_tell_is_compared(tmp_path: Path) -> None:
     published = load_recipe(PUBLISHED_RECIPES[1])
     source = source_of(published.model, tmp_path / "sama.safetensors", None, False)
@@ -65,8 +75,6 @@ TRAIN = {"stage": 1, "steps": 1, "run_folder": "unused"}
 
 def choose_by_file(source: Source, recipe: dict[str, Any], file: Path) -> list[str]:
     """Keys that the message says differ."""
-    from sama_mega.config import strict_yaml
-
     file.write_text(strict_yaml.dump(recipe))
     with pytest.raises(ConfigError) as caught:
         choose_recipe("sama", source, str(file))
