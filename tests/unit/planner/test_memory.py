@@ -6,13 +6,16 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from math import prod
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
+from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sama_mega.bench import planner_memory
@@ -23,7 +26,7 @@ from sama_mega.config import Recipe, build_recipe, load_recipe
 from sama_mega.model import ModelInput, build_model
 from sama_mega.parallel import runtime
 from sama_mega.parallel.cpu_shim import install_cpu_shim
-from sama_mega.parallel.layout import Layout, resolve_layout
+from sama_mega.parallel.layout import Layout, micro_batch_group_size, resolve_layout
 from sama_mega.parallel.runtime import ParallelContext, form_groups, start_parallel, stop_parallel
 from sama_mega.parameters.shapes import our_shapes
 from sama_mega.planner.activations import BlockSizes, Kernels, block_bytes
@@ -225,6 +228,31 @@ def test_stages_hold_several_micro_batches(wan14b: Recipe) -> None:
     alone = predict_memory(wan14b, resolve_layout(wan14b, 64))
     # Ten of forty blocks, of four micro-batches, with half as many ranks sharing the tokens.
     assert memory.parts["activations"] == pytest.approx(2 * alone.parts["activations"], rel=0.05)
+
+
+def test_passes_in_flight_are_those_of_megatrons_warm_up() -> None:
+    for pipeline, interleave in product((2, 4, 8), (2, 5)):
+        layout = Layout(1, 1, pipeline, 1, False, pipeline, (1,) * (pipeline * interleave))
+        for num_micro_batches, rank in product(range(pipeline, 4 * pipeline), range(pipeline)):
+            group = SimpleNamespace(size=lambda: layout.pipeline, rank=lambda rank=rank: rank)
+            communicator: Any = SimpleNamespace(pp_group=group, virtual_pipeline_model_parallel_size=interleave)
+            group_size = micro_batch_group_size(layout, num_micro_batches)
+            assert pipeline <= group_size <= num_micro_batches  # or megatron refuses
+            total, _, warm_up, _ = get_pp_rank_microbatches(
+                num_micro_batches, interleave, group_size, p2p_communicator=communicator
+            )
+            assert count_in_flight(layout, rank, num_micro_batches) == min(total, warm_up + 1)
+
+
+@pytest.mark.parametrize(("videos", "in_flight"), [(15, 75), (16, 47), (17, 51), (31, 75)])
+def test_larger_groups_of_micro_batches_hold_more_passes(wan14b: Recipe, videos: int, in_flight: int) -> None:
+    """31 videos are 16 micro-batches of one data rank and 15 of the other, whose groups are larger."""
+    sections = wan14b.model_dump(exclude_unset=True)
+    sections["parallel"] |= {"tensor": 8, "pipeline": 8, "interleave": 5}
+    sections["data"] |= {"images_per_step": 0, "videos_per_step": videos}
+    recipe = build_recipe(sections, "test")
+    memory = predict_memory(recipe, resolve_layout(recipe, 128 if videos == 31 else 64))
+    assert (memory.stage, memory.in_flight) == (0, in_flight)
 
 
 def test_the_average_on_the_host_leaves_the_device(wan14b: Recipe) -> None:
