@@ -204,13 +204,19 @@ def _held_in_flight(
     pipeline_rank: int,
     in_flight: int,
 ) -> int:
-    """Activations of the micro-batches that are between their passes."""
+    """Activations of the micro-batches that are between their passes.
+
+    Interleaved, each pass also keeps what it sent (T d): see ``deallocate_pipeline_outputs`` in
+    `sama_mega/parallel/pipeline.py`. Of the last rank's outermost chunk, which sends nothing, it is counted too.
+    """
     stages = [layout.stage(index) for index in layout.stages_of(pipeline_rank)]
     blocks = max(len(stage.layers) for stage in stages)
     held = 0
     for position in range(in_flight):
         batch = batches[min(position // layout.interleave, len(batches) - 1)]
-        held += blocks * block_bytes(recipe, BlockSizes.of(recipe, layout, batch), kernels)
+        sizes = BlockSizes.of(recipe, layout, batch)
+        held += blocks * block_bytes(recipe, sizes, kernels)
+        held += sizes.own * sizes.dim * sizes.num_bytes if layout.interleave > 1 else 0
         held += max(embedding_bytes(recipe, layout, batch, stage) for stage in stages)
         held += rotary_bytes(recipe, layout, batch, kernels)
     return held
