@@ -137,13 +137,12 @@ def count_in_flight(layout: Layout, pipeline_rank: int, num_micro_batches: int) 
 
 
 def _distinct_ranks(layout: Layout) -> Sequence[int]:
-    """First and last hold the embeddings and the heads; between them the first with the most blocks is the worst."""
+    """First and last hold embeddings and heads; of those between with equal blocks the first runs furthest ahead."""
     ranks = range(layout.pipeline)
-    if len(ranks) <= 3:
-        return ranks
-    blocks = [sum(layout.stage_layers[index] for index in layout.stages_of(rank)) for rank in ranks]
-    middle = max(ranks[1:-1], key=lambda rank: (blocks[rank], -rank))
-    return sorted({0, 1, middle, ranks[-1]})
+    first: dict[tuple[int, ...], int] = {}
+    for rank in ranks[1:-1]:
+        first.setdefault(tuple(layout.stage_layers[index] for index in layout.stages_of(rank)), rank)
+    return sorted({0, *first.values(), ranks[-1]})
 
 
 def _plan_rank(recipe: Recipe, layout: Layout, work: Workload, pipeline_rank: int, on_gpu: bool) -> MemoryPlan:

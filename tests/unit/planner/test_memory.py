@@ -262,6 +262,26 @@ def test_larger_groups_of_micro_batches_hold_more_passes(wan14b: Recipe, videos:
     assert (plan.stage, plan.in_flight) == (0, in_flight)
 
 
+@pytest.mark.parametrize(
+    "degrees",
+    [
+        {"pipeline": 8, "stage_layers": [4, 4, 6, 5, 5, 5, 7, 4]},
+        {"pipeline": 8, "stage_layers": [5, 5, 5, 5, 5, 5, 5, 5]},
+        {"pipeline": 4, "interleave": 2, "stage_layers": [4, 4, 6, 6, 4, 5, 5, 6]},
+    ],
+)
+def test_the_worst_of_all_pipeline_ranks_is_found(wan14b: Recipe, degrees: dict[str, Any]) -> None:
+    """A rank with fewer blocks may hold more: it runs further ahead."""
+    sections = wan14b.model_dump(exclude_unset=True)
+    sections["parallel"] |= {"tensor": 4} | degrees
+    sections["train"]["recompute"] = "selective"
+    recipe = build_recipe(sections, "test")
+    layout = resolve_layout(recipe, 32)
+    work = plan_workload(recipe, layout)
+    every = [memory._plan_rank(recipe, layout, work, rank, on_gpu=True).total for rank in range(layout.pipeline)]
+    assert predict_memory(recipe, layout, work).total == max(every)
+
+
 @pytest.mark.parametrize(("mode", "videos"), [("full", 3), ("full", 4), ("none", 3)])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_passes_of_interleaved_stages_hold_no_more_than_was_counted(mode: str, videos: int, rank: int) -> None:
