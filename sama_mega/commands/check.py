@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sama_data.manifest import load_manifest
+from sama_data.rows import Kind
 from sama_kernels.dispatch import require_built
 from sama_mega.commands.check_plan import (
     GpuRequest,
@@ -33,6 +34,7 @@ from sama_mega.parallel.layout import (
 from sama_mega.planner.foot_guns import Cluster
 
 DEFAULT_GPUS_PER_NODE = 8
+KINDS: tuple[Kind, ...] = ("image", "video")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,21 @@ class Finding:
     key: str
     text: str
     stops_training: bool = False
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """What the manifests of a recipe hold.
+
+    Attributes:
+        samples: Images and videos in those that exist.
+        num_raw: How many of them have no source.
+        missing: Manifests that are not there.
+    """
+
+    samples: Mapping[str, int]
+    num_raw: int
+    missing: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
@@ -116,36 +133,26 @@ def run(
     return 0
 
 
-def count_samples(data: DataRecipe) -> tuple[dict[str, int], list[Finding]]:
-    """Count images and videos in the manifests; a missing manifest is a finding.
+def count_samples(data: DataRecipe) -> Manifests:
+    """Count the samples of the manifests; a missing manifest is a finding.
 
     Raises:
         DataError: A manifest exists but cannot be used.
     """
     paths = [data.manifest] if data.manifest else [entry.manifest for entry in data.blend]
-    samples = {"image": 0, "video": 0}
-    missing = [path for path in paths if not path.exists()]
-    findings = [_stop("data.manifest", f"{path}: no such manifest") for path in missing]
-    for path in paths:
-        if path not in missing:
-            dataset = load_manifest(path)
-            samples["image"] += len(dataset.indices_of("image"))
-            samples["video"] += len(dataset.indices_of("video"))
+    missing = [_stop("data.manifest", f"{path}: no such manifest") for path in paths if not path.exists()]
+    datasets = [load_manifest(path) for path in paths if path.exists()]
     if not paths:
-        findings.append(_stop("data.manifest", "data.manifest and data.blend name no manifest"))
-    elif not missing:
-        for kind, wanted in (("image", data.images_per_step), ("video", data.videos_per_step)):
-            if wanted and not samples[kind]:
-                key = f"data.{kind}s_per_step"
-                findings.append(Finding(key, f"no {kind} samples: {key} ({wanted}) has no effect"))
-    return samples, findings
+        missing.append(_stop("data.manifest", "data.manifest and data.blend name no manifest"))
+    samples: dict[str, int] = {kind: sum(len(dataset.indices_of(kind)) for dataset in datasets) for kind in KINDS}
+    return Manifests(samples, sum(dataset.num_raw for dataset in datasets), tuple(missing))
 
 
 def examine(
     recipe: Recipe,
     num_ranks: int,
     gpus_per_node: int,
-    count: Callable[[DataRecipe], tuple[dict[str, int], list[Finding]]] = count_samples,
+    count: Callable[[DataRecipe], Manifests] = count_samples,
 ) -> Examination:
     """Check a recipe for a number of ranks.
 
@@ -161,9 +168,13 @@ def examine(
     """
     layout = resolve_layout(recipe, num_ranks)
     _require_built_kernels(recipe)
-    samples, findings = count(recipe.data)
-    findings = [*findings, *_other_findings(recipe, layout), *_node_findings(recipe, layout, gpus_per_node)]
-    return Examination(layout, samples, findings)
+    manifests = count(recipe.data)
+    findings = [
+        *_sample_findings(recipe, layout, manifests),
+        *_other_findings(recipe),
+        *_node_findings(recipe, layout, gpus_per_node),
+    ]
+    return Examination(layout, dict(manifests.samples), findings)
 
 
 def _named_cluster(plan: Plan) -> Cluster:
@@ -176,9 +187,34 @@ def _stop(key: str, text: str) -> Finding:
     return Finding(key, f"{text}; train will stop here", stops_training=True)
 
 
-def _other_findings(recipe: Recipe, layout: Layout) -> list[Finding]:
+def _sample_findings(recipe: Recipe, layout: Layout, manifests: Manifests) -> list[Finding]:
+    """What a step's samples are missing; where a manifest is, the others say nothing of what there will be."""
+    findings, samples = list(manifests.missing), manifests.samples
+    if recipe.train.stage == 1 and manifests.num_raw:
+        text = f"{manifests.num_raw} rows have no source, and stage 1 trains on edits only"
+        findings.append(_stop("data.manifest", text))
+    per_step: dict[Kind, int] = {"image": recipe.data.images_per_step, "video": recipe.data.videos_per_step}
+    wanted = [kind for kind in KINDS if per_step[kind]]
+    filled = wanted if manifests.missing else [kind for kind in wanted if samples[kind]]
+    if not filled:
+        keys = " and ".join(f"data.{kind}s_per_step ({per_step[kind]})" for kind in wanted)
+        return [*findings, _stop("data.manifest", f"no samples for {keys}")]
+    for kind in wanted:
+        if kind not in filled:
+            key = f"data.{kind}s_per_step"
+            findings.append(Finding(key, f"no {kind} samples: {key} ({per_step[kind]}) has no effect"))
+    num_slots = sum(per_step[kind] for kind in filled)
+    if num_slots < samples_needed_per_rank(recipe.parallel) * layout.data:
+        findings.append(_stop("data.videos_per_step", too_few_samples(recipe.parallel, num_slots, layout.data)))
+    elif num_slots < layout.data:
+        text = f"{num_slots} samples a step leave {layout.data - num_slots} of {layout.data} data ranks idle"
+        findings.append(Finding("data.videos_per_step", text))
+    return findings
+
+
+def _other_findings(recipe: Recipe) -> list[Finding]:
     findings = []
-    start, per_step = recipe.checkpoint.init_from, recipe.data.images_per_step + recipe.data.videos_per_step
+    start = recipe.checkpoint.init_from
     if start is not None and not start.exists():
         findings.append(_stop("checkpoint.init_from", f"checkpoint.init_from ({start}): no such checkpoint"))
     findings += _weights_findings(recipe.encoders)
@@ -193,11 +229,6 @@ def _other_findings(recipe: Recipe, layout: Layout) -> list[Finding]:
     if start is None and recipe.train.stage == 1:
         text = "checkpoint.init_from is null: stage 1 starts from random weights"
         findings.append(Finding("checkpoint.init_from", text))
-    if per_step < samples_needed_per_rank(recipe.parallel) * layout.data:
-        findings.append(_stop("data.videos_per_step", too_few_samples(recipe.parallel, per_step, layout.data)))
-    elif per_step < layout.data:
-        text = f"{per_step} samples a step leave {layout.data - per_step} of {layout.data} data ranks idle"
-        findings.append(Finding("data.videos_per_step", text))
     warmup, steps = recipe.optimizer.warmup_steps, recipe.train.steps
     if warmup >= steps:
         text = f"optimizer.warmup_steps ({warmup}) never ends: train.steps is {steps}"

@@ -202,6 +202,21 @@ def samples_needed_per_rank(parallel: ParallelRecipe) -> int:
     return int(parallel.overlap_grad_reduce or parallel.overlap_param_gather)
 
 
+def micro_batch_group_size(layout: Layout, num_micro_batches: int) -> int:
+    """Micro-batches that a chunk runs before the next chunk's turn: the fewest that megatron's schedule allows.
+
+    Interleaved stages need a micro-batch for every pipeline rank; megatron refuses a group of more than there are.
+    """
+    if layout.interleave == 1:
+        return max(1, num_micro_batches)
+    allowed = (
+        size
+        for size in range(layout.pipeline, num_micro_batches + 1)
+        if num_micro_batches % size == 0 or num_micro_batches % size >= layout.pipeline
+    )
+    return next(allowed, layout.pipeline)
+
+
 def too_few_samples(parallel: ParallelRecipe, num_samples: int, num_data_ranks: int) -> str:
     """The message for a step with too few samples."""
     needed, interleaved = samples_needed_per_rank(parallel), parallel.interleave > 1

@@ -19,7 +19,7 @@ from megatron.core.pipeline_parallel.schedules import (
 from torch import Tensor
 
 from sama_mega.parallel.cpu_shim import cuda_literals_on_cpu
-from sama_mega.parallel.layout import Layout
+from sama_mega.parallel.layout import micro_batch_group_size
 from sama_mega.parallel.runtime import ParallelContext
 
 Shape = tuple[int, int, int]
@@ -44,7 +44,7 @@ def run_pipeline(
     """
     layout = context.layout
     config = chunks[0].config
-    group_size = _group_size(num_micro_batches, layout)
+    group_size = micro_batch_group_size(layout, num_micro_batches)
     table = get_schedule_table(num_micro_batches, layout.interleave, group_size)
     communicator = _PlannedShapes(context, config, table, hidden_shape)
 
@@ -83,18 +83,6 @@ def run_pipeline(
 def _unscaled(loss: Tensor) -> tuple[Tensor, Tensor, None]:
     """The loss is a share of the global batch's already; megatron counts tokens for a division that is switched off."""
     return loss, torch.zeros((), dtype=torch.int), None
-
-
-def _group_size(num_micro_batches: int, layout: Layout) -> int:
-    """Micro-batches that a chunk runs before the next chunk's turn: the fewest that megatron's schedule allows."""
-    if layout.interleave == 1:
-        return max(1, num_micro_batches)
-    allowed = (
-        size
-        for size in range(layout.pipeline, num_micro_batches + 1)
-        if num_micro_batches % size == 0 or num_micro_batches % size >= layout.pipeline
-    )
-    return next(allowed)
 
 
 class _PlannedShapes(P2PCommunicator):

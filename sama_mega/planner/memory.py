@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sama_mega.config.schema import Recipe
-from sama_mega.parallel.layout import Layout
+from sama_mega.parallel.layout import Layout, micro_batch_group_size
 from sama_mega.planner.activations import (
     BlockSizes,
     Kernels,
@@ -120,34 +120,36 @@ def state_bytes(recipe: Recipe, layout: Layout, pipeline_rank: int) -> dict[str,
 
 
 def count_in_flight(layout: Layout, pipeline_rank: int, num_micro_batches: int) -> int:
-    """Micro-batches of one chunk whose activations a pipeline rank holds at once, at most.
+    """Micro-batches, each of one chunk, whose activations a pipeline rank holds at once, at most.
 
     megatron's 1F1B runs forward passes ahead: on rank p of P, P - p of them. Interleaved, with v chunks a rank,
-    2 (P - p - 1) + (v - 1) P + 1 passes of single chunks.
+    2 (P - p - 1) + (v - 1) g + 1 passes of single chunks, in groups of g micro-batches (`micro_batch_group_size`): P
+    of them, or up to 2 P - 1 where their number is no multiple of the stages.
 
     Source: megatron-core 0.16.1 ``get_pp_rank_microbatches``, as `sama_mega/parallel/pipeline.py` calls it.
     """
     ahead = layout.pipeline - pipeline_rank
     if layout.interleave == 1:
         return min(num_micro_batches, ahead)
-    passes = 2 * (ahead - 1) + (layout.interleave - 1) * layout.pipeline + 1
+    group_size = micro_batch_group_size(layout, num_micro_batches)
+    passes = 2 * (ahead - 1) + (layout.interleave - 1) * group_size + 1
     return min(num_micro_batches * layout.interleave, passes)
 
 
 def _distinct_ranks(layout: Layout) -> Sequence[int]:
-    """First and last hold the embeddings and the heads; between them the first with the most blocks is the worst."""
+    """First and last hold embeddings and heads; of those between with equal blocks the first runs furthest ahead."""
     ranks = range(layout.pipeline)
-    if len(ranks) <= 3:
-        return ranks
-    blocks = [sum(layout.stage_layers[index] for index in layout.stages_of(rank)) for rank in ranks]
-    middle = max(ranks[1:-1], key=lambda rank: (blocks[rank], -rank))
-    return sorted({0, 1, middle, ranks[-1]})
+    first: dict[tuple[int, ...], int] = {}
+    for rank in ranks[1:-1]:
+        first.setdefault(tuple(layout.stage_layers[index] for index in layout.stages_of(rank)), rank)
+    return sorted({0, *first.values(), ranks[-1]})
 
 
 def _plan_rank(recipe: Recipe, layout: Layout, work: Workload, pipeline_rank: int, on_gpu: bool) -> MemoryPlan:
     kernels = Kernels.of(recipe, on_gpu)
-    batches = _worst_batches(recipe, layout, work, kernels)
-    in_flight = count_in_flight(layout, pipeline_rank, max(map(len, work.data_ranks)))
+    # Fewer micro-batches may come in larger groups.
+    in_flight = max(count_in_flight(layout, pipeline_rank, len(rank)) for rank in work.distinct_ranks)
+    batches = _worst_batches(recipe, layout, work, kernels, -(-in_flight // layout.interleave))
     held = _held_in_flight(recipe, layout, batches, kernels, pipeline_rank, in_flight)
     largest = batches[0]
     sizes = BlockSizes.of(recipe, layout, largest)
@@ -174,7 +176,9 @@ def _plan_rank(recipe: Recipe, layout: Layout, work: Workload, pipeline_rank: in
     return MemoryPlan(parts, pipeline_rank, in_flight)
 
 
-def _worst_batches(recipe: Recipe, layout: Layout, work: Workload, kernels: Kernels) -> list[MicroBatchShape]:
+def _worst_batches(
+    recipe: Recipe, layout: Layout, work: Workload, kernels: Kernels, num_held: int
+) -> list[MicroBatchShape]:
     """A rank's micro-batches by what they hold, the largest first, and before them the largest there can be."""
     known: dict[MicroBatchShape, int] = {}
 
@@ -187,7 +191,7 @@ def _worst_batches(recipe: Recipe, layout: Layout, work: Workload, kernels: Kern
 
     first = max(work.largest, key=size)
     ranks = [sorted(rank, key=size, reverse=True) for rank in work.distinct_ranks]
-    fullest = max(ranks, key=lambda rank: sum(map(size, rank[: layout.pipeline])))
+    fullest = max(ranks, key=lambda rank: sum(map(size, rank[:num_held])))
     return [first, *fullest[1:]]
 
 
@@ -199,13 +203,19 @@ def _held_in_flight(
     pipeline_rank: int,
     in_flight: int,
 ) -> int:
-    """Activations of the micro-batches that are between their passes."""
+    """Activations of the micro-batches that are between their passes.
+
+    Interleaved, each pass also keeps what it sent (T d): see ``deallocate_pipeline_outputs`` in
+    `sama_mega/parallel/pipeline.py`. Of the last rank's outermost chunk, which sends nothing, it is counted too.
+    """
     stages = [layout.stage(index) for index in layout.stages_of(pipeline_rank)]
     blocks = max(len(stage.layers) for stage in stages)
     held = 0
     for position in range(in_flight):
         batch = batches[min(position // layout.interleave, len(batches) - 1)]
-        held += blocks * block_bytes(recipe, BlockSizes.of(recipe, layout, batch), kernels)
+        sizes = BlockSizes.of(recipe, layout, batch)
+        held += blocks * block_bytes(recipe, sizes, kernels)
+        held += sizes.own * sizes.dim * sizes.num_bytes if layout.interleave > 1 else 0
         held += max(embedding_bytes(recipe, layout, batch, stage) for stage in stages)
         held += rotary_bytes(recipe, layout, batch, kernels)
     return held

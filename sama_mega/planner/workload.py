@@ -140,16 +140,13 @@ def plan_workload(recipe: Recipe, layout: Layout) -> Workload:
             groups = cut_by_shape(own, limits, at_least)
             cut[own] = tuple(micro_batch_shape(recipe, layout, own[group[0]], len(group)) for group in groups)
         ranks.append(cut[own])
-    per_step = {"image": data.images_per_step, "video": data.videos_per_step}
-    largest: dict[Kind, Shape] = {}
-    for shape in shapes:
-        if shape.kind not in largest or shape.source_frames > largest[shape.kind].source_frames:
-            largest[shape.kind] = shape
+    per_step: dict[Kind, int] = {"image": data.images_per_step, "video": data.videos_per_step}
     return Workload(
         data_ranks=tuple(ranks),
         largest=tuple(
-            micro_batch_shape(recipe, layout, shape, min(limits[kind], per_step[kind]))
-            for kind, shape in largest.items()
+            micro_batch_shape(recipe, layout, _largest_shape(recipe, kind), min(limits[kind], count))
+            for kind, count in per_step.items()
+            if count
         ),
     )
 
@@ -177,13 +174,19 @@ def micro_batch_shape(recipe: Recipe, layout: Layout, shape: Shape, num_samples:
 def _slots(recipe: Recipe) -> list[Shape]:
     """The shapes of a step's slots: images first; of stage 0's raw clips, as many sped up as the weights say."""
     data = recipe.data
-    width, height = max(data.buckets, key=lambda bucket: bucket[0] * bucket[1])
-    slots = [Shape("image", width, height, 1, 1)] * data.images_per_step
-    whole = Shape("video", width, height, data.max_frames, data.max_frames)
+    slots = [_largest_shape(recipe, "image")] * data.images_per_step
+    whole = _largest_shape(recipe, "video")
     share = _sped_up_share(recipe.motion) if recipe.train.stage == 0 else 0.0
     sped_up = whole._replace(source_frames=_sped_up_frames(recipe.motion, whole))
     num_sped_up = round(share * data.videos_per_step) if sped_up != whole else 0
     return slots + [whole] * (data.videos_per_step - num_sped_up) + [sped_up] * num_sped_up
+
+
+def _largest_shape(recipe: Recipe, kind: Kind) -> Shape:
+    """Of one sample: in stage 0 too a run may draw a clip that is not sped up, whatever the weights."""
+    width, height = max(recipe.data.buckets, key=lambda bucket: bucket[0] * bucket[1])
+    frames = 1 if kind == "image" else recipe.data.max_frames
+    return Shape(kind, width, height, frames, frames)
 
 
 def encoded_again(recipe: Recipe, batch: MicroBatchShape) -> float:

@@ -15,6 +15,7 @@ import pytest
 import sama_mega.commands
 from sama_data.errors import DataError
 from sama_mega.__main__ import main
+from sama_mega.commands.check import examine
 from sama_mega.commands.verify import Degrees
 from sama_mega.config import load_recipe
 from sama_mega.config.errors import CheckpointError
@@ -298,6 +299,37 @@ def test_check_looks_into_manifests(
     (tmp_path / "raw.jsonl").write_text("")
     assert status_of("check", recipe, "data.manifest=raw.jsonl") == 2
     assert "raw.jsonl" in capsys.readouterr().err
+
+
+ROWS = {
+    "raw": '{"video": "a.mp4", "caption": "a"}',
+    "pair": '{"source": "a.mp4", "target": "b.mp4", "instruction": "c"}',
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "overrides", "words"),
+    [
+        ("raw", [], "1 rows have no source, and stage 1 trains on edits only"),
+        (
+            "pair",
+            ["data.images_per_step=8", "data.videos_per_step=1", "parallel.overlap_grad_reduce=true"],
+            "a step has 1 samples for 2 data ranks: with parallel.overlap_grad_reduce or overlap_param_gather every "
+            "rank needs one: raise data.images_per_step or data.videos_per_step",
+        ),
+        ("pair", ["data.images_per_step=8", "data.videos_per_step=0"], "no samples for data.images_per_step (8)"),
+        ("pair", ["data.images_per_step=8", "data.videos_per_step=2", "parallel.overlap_grad_reduce=true"], None),
+    ],
+)
+def test_check_says_where_training_stops_for_want_of_samples(
+    row: str, overrides: list[str], words: str | None, tmp_path: Path, repo_root: Path
+) -> None:
+    manifest = tmp_path / "rows.jsonl"
+    manifest.write_text(f"{ROWS[row]}\n")
+    recipe = load_recipe(repo_root / "recipes/demo_stage1.yaml", [f"data.manifest={manifest}", *overrides])
+    findings = examine(recipe, num_ranks=2, gpus_per_node=8).findings
+    stops = [finding.text for finding in findings if finding.stops_training and finding.key.startswith("data.")]
+    assert stops == ([] if words is None else [f"{words}; train will stop here"])
 
 
 def test_check_warns_of_what_is_probably_not_meant(repo_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

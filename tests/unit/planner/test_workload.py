@@ -57,6 +57,13 @@ def test_raw_clips_are_sped_up_as_often_as_the_weights_say() -> None:
     assert {batch.source_frames for batch in plan(wan(1), 64).samples} == {1, 81}
 
 
+def test_the_largest_clip_is_whole_where_all_planned_ones_are_sped_up() -> None:
+    weights = ("motion.none=1", "motion.cube=0", "motion.tube=0", "motion.speed=3")
+    work = plan(wan(0, *weights, "data.images_per_step=0", "data.videos_per_step=2"), 16)
+    assert {batch.source_frames for batch in work.samples} == {37}
+    assert [(batch.source_frames, batch.num_tokens) for batch in work.largest] == [(81, 67_265)]
+
+
 def test_interleaved_stages_get_their_micro_batches() -> None:
     changes: dict[str, Any] = {"pipeline": 4, "interleave": 2, "tensor": 1}
     overrides = [f"parallel.{key}={value}" for key, value in changes.items()]
