@@ -6,6 +6,9 @@ batch, at sequence lengths that divide nothing. One launch a number of ranks; th
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -117,6 +120,7 @@ OTHER_MODELS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "shifted rope, context=2": (2, {"context": 2}, SHIFTED_ROPE),
 }
 """By label: ranks, degrees, and what the recipe says; each has its own one-rank step."""
+NOT_FINITE = "tensor=2 with an operation that is not finite"
 CASES: dict[int, list[tuple[dict[str, Any], str, str | None]]] = {
     ranks: [(degrees, "none", None) for degrees in LAYOUTS[ranks]]
     + [(degrees, mode, None) for degrees in RECOMPUTED[ranks] for mode in ("selective", "selective_ffn", "full")]
@@ -147,6 +151,22 @@ def make_recipe(degrees: dict[str, Any], recompute: str, changes: dict[str, Any]
     return verification_recipe(build_recipe(sections, "test"), degrees, None)
 
 
+@contextmanager
+def no_numbers_over_ranks() -> Iterator[None]:
+    """The q/k norm gives NaN wherever ranks share the heads, as a kernel that is broken there would."""
+    from sama_mega.model import attention
+    from sama_mega.verify.plants import replaced
+
+    original = attention.qk_norm_rope
+
+    def broken(*inputs: Any, sum_over_ranks: Any = None, **options: Any) -> Any:
+        q, k = original(*inputs, sum_over_ranks=sum_over_ranks, **options)
+        return (q, k) if sum_over_ranks is None else (q * float("nan"), k)
+
+    with replaced(attention, "qk_norm_rope", broken):
+        yield
+
+
 def run_cases(ranks: int) -> dict[str, Any]:
     """Every case's report, by label, on the first rank; the one-rank step is taken once."""
     import gc
@@ -170,6 +190,8 @@ def run_cases(ranks: int) -> dict[str, Any]:
     for name, (_, degrees, changes) in ((name, one) for name, one in OTHER_MODELS.items() if one[0] == ranks):
         alone = run_step(make_recipe({}, "none", changes), solo_context(context), global_batch(0))
         todo.append((name, make_recipe(degrees, "none", changes), None, alone))
+    if ranks == 2:
+        todo.append((NOT_FINITE, make_recipe({"tensor": 2}, "none"), None, truth))
     reports = {}
     for name, recipe, plant, expected_step in todo:
         device = context.device
@@ -179,7 +201,8 @@ def run_cases(ranks: int) -> dict[str, Any]:
         gc.collect()
         context = form_groups(resolve_layout(recipe, ranks), device, seed=0)
         bug = None if plant is None else find_plant(plant, context.layout, recipe.parallel)
-        with nullcontext() if bug is None else bug.planted():
+        unplanted = no_numbers_over_ranks if name == NOT_FINITE else nullcontext
+        with (unplanted if bug is None else bug.planted)():
             result = run_step(recipe, context, global_batch(0))
         if not context.is_first_rank:
             continue
@@ -246,6 +269,15 @@ def test_a_planted_bug_breaks_exactly_what_is_written(report: Any, ranks: int, n
     assert not report.ok
     assert report.must_break
     assert not report.not_as_written, report.not_as_written[:5]
+
+
+def test_a_layout_that_is_not_finite_is_compared_and_wrong_in_everything(reports_of_2: dict[str, Any]) -> None:
+    report = reports_of_2[NOT_FINITE]
+    assert not [check.tensor for check in report.checks if check.passed]
+    errors = {check.tensor: check.error for check in report.checks}
+    assert math.isnan(errors["loss"]) and math.isnan(errors["grad patch_embedding.weight"])
+    # The optimizer moved nothing, where the step of one rank moved everything.
+    assert {error for name, error in errors.items() if name.startswith("update ")} == {1.0}
 
 
 def test_every_known_bug_is_planted() -> None:
