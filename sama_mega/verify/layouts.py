@@ -75,8 +75,7 @@ def check_layout(recipe: Recipe, context: ParallelContext, plant: str | None = N
     checks = broadcast_object(checks, context.world_group)
     if bug is None:
         return Report(tuple(checks))
-    must_break = frozenset(check.tensor for check in checks if bug.must_break(check.tensor, recipe.model.num_layers))
-    return Report(tuple(checks), must_break)
+    return Report(tuple(checks), frozenset(one.tensor for one in checks if bug.must_break(one.tensor, recipe)))
 
 
 def run_step(recipe: Recipe, context: ParallelContext, samples: list[Sample]) -> StepResult:
