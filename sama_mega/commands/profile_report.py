@@ -105,7 +105,8 @@ def _report(
     seconds, split = table.step_milliseconds / 1000, told.share.split
     depth = told.share.layers / recipe.model.num_layers
     flops = sum(batch.samples * model_flops(recipe, batch.num_tokens).total for batch in told.batches)
-    achieved = flops * depth / split / steps / seconds
+    # The formula is of whole training: with low-rank weights most products for the weights' gradients are not there.
+    achieved = None if recipe.lora.rank else flops * depth / split / steps / seconds
     return {
         "machine": describe_machine(told.device),
         "layout": told.layout,
@@ -115,9 +116,9 @@ def _report(
         "times_of": "device kernels" if on_device else "operations on the CPU, without what they call",
         "step_milliseconds": table.step_milliseconds,
         "tokens_per_second": sum(batch.samples * batch.num_tokens for batch in told.batches) / steps / seconds,
-        "model_tflops": achieved / 1e12,
-        "share_of_roof": achieved / roof.matmul_flops_per_second,
-        "share_of_peak": None if peak is None else achieved / peak,
+        "model_tflops": None if achieved is None else achieved / 1e12,
+        "share_of_roof": None if achieved is None else achieved / roof.matmul_flops_per_second,
+        "share_of_peak": None if achieved is None or peak is None else achieved / peak,
         "flops": FORMULA,
         "roof": asdict(roof),
         "peak_flops": peak,
@@ -136,19 +137,28 @@ def _title(report: dict[str, Any]) -> str:
 
 def _facts(report: dict[str, Any]) -> list[str]:
     roof = report["roof"]
-    peak = report["share_of_peak"]
-    of_peak = "" if peak is None else f", {_percent(peak)} of the data sheet's {report['peak_flops'] / 1e12:.0f}"
     facts = [
         f"rank 0 of {report['layout']}; recompute {report['recompute']}; mean of {report['steps']} steps;"
         f" times of {report['times_of']}",
-        f"{report['tokens_per_second']:,.0f} tokens/s; the model's arithmetic {report['model_tflops']:.3g} TFLOP/s,"
-        f" {_percent(report['share_of_roof'])} of the roof{of_peak}",
+        f"{report['tokens_per_second']:,.0f} tokens/s{_arithmetic(report)}",
         f"roof, measured beside it: {roof['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s in one product,"
         f" {roof['copy_bytes_per_second'] / 1e9:,.1f} GB/s in one copy",
     ]
     if report["peak_memory_bytes"] is not None:
         facts.append(f"peak memory of tensors {report['peak_memory_bytes'] / 2**30:.1f} GiB")
     return facts
+
+
+def _arithmetic(report: dict[str, Any]) -> str:
+    """What the model reached; nothing where no formula says what it computes."""
+    if report["model_tflops"] is None:
+        return ""
+    peak = report["share_of_peak"]
+    of_peak = "" if peak is None else f", {_percent(peak)} of the data sheet's {report['peak_flops'] / 1e12:.0f}"
+    return (
+        f"; the model's arithmetic {report['model_tflops']:.3g} TFLOP/s,"
+        f" {_percent(report['share_of_roof'])} of the roof{of_peak}"
+    )
 
 
 def _group_rows(table: StepTable) -> Iterable[list[str]]:

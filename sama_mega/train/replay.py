@@ -81,11 +81,11 @@ def _replay_on_ranks(recipe: Recipe, folder: Path, report: dict[str, Any], conte
 
 
 def _own_samples(folder: Path, report: Mapping[str, Any], recipe: Recipe, context: ParallelContext) -> StepSamples:
-    """This rank's share: as in the run where there are as many data ranks, else dealt again by size."""
+    """This rank's share: as in the run where its ranks had as many and enough for this layout, else dealt by size."""
     saved = SavedSamples(folder, report["layout"]["data"])
     num_ranks, slots = context.layout.data, sorted(saved.sizes)
     needed = samples_needed_per_rank(recipe.parallel)
-    if len(saved.slots_by_rank) == num_ranks:
+    if len(saved.slots_by_rank) == num_ranks and all(len(dealt) >= needed for dealt in saved.slots_by_rank):
         share = saved.slots_by_rank[context.data_rank]
     elif len(slots) < needed * num_ranks:
         raise ConfigError(too_few_samples(recipe.parallel, len(slots), num_ranks))

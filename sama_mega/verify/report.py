@@ -34,12 +34,14 @@ class Check:
 
 
 def compare(tensor: str, ours: Tensor, expected: Tensor, limit: float) -> Check:
-    """Relative error in the L2 norm, computed in float64; shapes must agree.
+    """Relative error in the L2 norm, computed in float64; shapes must agree, and what is expected must be finite.
 
     A vanishing expected tensor is compared absolutely.
     """
     if ours.shape != expected.shape:
         return Check(f"{tensor} (shape {tuple(ours.shape)}, expected {tuple(expected.shape)})", float("inf"), limit)
+    if not expected.isfinite().all():
+        return Check(f"{tensor} (expected is not finite: it says nothing)", float("inf"), limit)
     ours, expected = ours.double().cpu(), expected.double().cpu()
     scale = expected.norm().item() or 1.0
     return Check(tensor, (ours - expected).norm().item() / scale, limit)

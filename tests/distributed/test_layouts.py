@@ -6,6 +6,9 @@ batch, at sequence lengths that divide nothing. One launch a number of ranks; th
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -110,13 +113,15 @@ def applies(plant: str, degrees: dict[str, Any]) -> bool:
 
 
 NO_ANCHORS, SHIFTED_ROPE = {"anchor": {"num_frames": 0}}, {"model": {"roles": "shifted_rope"}}
-OTHER_MODELS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
-    "no anchors, tensor=2": (2, {"tensor": 2}, NO_ANCHORS),
-    "no anchors, pipeline=2": (2, {"pipeline": 2}, NO_ANCHORS),
-    "shifted rope, tensor=2": (2, {"tensor": 2}, SHIFTED_ROPE),
-    "shifted rope, context=2": (2, {"context": 2}, SHIFTED_ROPE),
+OTHER_MODELS: dict[str, tuple[int, dict[str, Any], dict[str, Any], str | None]] = {
+    "no anchors, tensor=2": (2, {"tensor": 2}, NO_ANCHORS, None),
+    "no anchors, pipeline=2": (2, {"pipeline": 2}, NO_ANCHORS, None),
+    "no anchors, data=2 mean_of_means_loss": (2, {"data": 2}, NO_ANCHORS, "mean_of_means_loss"),
+    "shifted rope, tensor=2": (2, {"tensor": 2}, SHIFTED_ROPE, None),
+    "shifted rope, context=2": (2, {"context": 2}, SHIFTED_ROPE, None),
 }
-"""By label: ranks, degrees, and what the recipe says; each has its own one-rank step."""
+"""By label: ranks, degrees, what the recipe says, and planted bug; each has its own one-rank step."""
+NOT_FINITE = "tensor=2 with an operation that is not finite"
 CASES: dict[int, list[tuple[dict[str, Any], str, str | None]]] = {
     ranks: [(degrees, "none", None) for degrees in LAYOUTS[ranks]]
     + [(degrees, mode, None) for degrees in RECOMPUTED[ranks] for mode in ("selective", "selective_ffn", "full")]
@@ -147,6 +152,22 @@ def make_recipe(degrees: dict[str, Any], recompute: str, changes: dict[str, Any]
     return verification_recipe(build_recipe(sections, "test"), degrees, None)
 
 
+@contextmanager
+def no_numbers_over_ranks() -> Iterator[None]:
+    """The q/k norm gives NaN wherever ranks share the heads, as a kernel that is broken there would."""
+    from sama_mega.model import attention
+    from sama_mega.verify.plants import replaced
+
+    original = attention.qk_norm_rope
+
+    def broken(*inputs: Any, sum_over_ranks: Any = None, **options: Any) -> Any:
+        q, k = original(*inputs, sum_over_ranks=sum_over_ranks, **options)
+        return (q, k) if sum_over_ranks is None else (q * float("nan"), k)
+
+    with replaced(attention, "qk_norm_rope", broken):
+        yield
+
+
 def run_cases(ranks: int) -> dict[str, Any]:
     """Every case's report, by label, on the first rank; the one-rank step is taken once."""
     import gc
@@ -167,9 +188,11 @@ def run_cases(ranks: int) -> dict[str, Any]:
     # What the imports left need not be looked through again at every collection below.
     gc.freeze()
     todo = [(label(case), make_recipe(*case[:2]), case[2], truth) for case in CASES[ranks]]
-    for name, (_, degrees, changes) in ((name, one) for name, one in OTHER_MODELS.items() if one[0] == ranks):
+    for name, (_, degrees, changes, plant) in ((name, one) for name, one in OTHER_MODELS.items() if one[0] == ranks):
         alone = run_step(make_recipe({}, "none", changes), solo_context(context), global_batch(0))
-        todo.append((name, make_recipe(degrees, "none", changes), None, alone))
+        todo.append((name, make_recipe(degrees, "none", changes), plant, alone))
+    if ranks == 2:
+        todo.append((NOT_FINITE, make_recipe({"tensor": 2}, "none"), None, truth))
     reports = {}
     for name, recipe, plant, expected_step in todo:
         device = context.device
@@ -179,12 +202,13 @@ def run_cases(ranks: int) -> dict[str, Any]:
         gc.collect()
         context = form_groups(resolve_layout(recipe, ranks), device, seed=0)
         bug = None if plant is None else find_plant(plant, context.layout, recipe.parallel)
-        with nullcontext() if bug is None else bug.planted():
+        unplanted = no_numbers_over_ranks if name == NOT_FINITE else nullcontext
+        with (unplanted if bug is None else bug.planted)():
             result = run_step(recipe, context, global_batch(0))
         if not context.is_first_rank:
             continue
         checks = compare_steps(result, expected_step)
-        expected = None if bug is None else {one.tensor for one in checks if bug.must_break(one.tensor, 4)}
+        expected = None if bug is None else {one.tensor for one in checks if bug.must_break(one.tensor, recipe)}
         reports[name] = Report(tuple(checks), None if expected is None else frozenset(expected))
     stop_parallel()
     return reports
@@ -216,12 +240,9 @@ def report(request: pytest.FixtureRequest, ranks: int, name: str) -> Any:
 
 
 def parameters(planted: bool) -> list[Any]:
-    return [
-        pytest.param(ranks, label(case), id=label(case))
-        for ranks, cases in CASES.items()
-        for case in cases
-        if (case[2] is not None) == planted
-    ]
+    found = [(ranks, label(case), case[2]) for ranks, cases in CASES.items() for case in cases]
+    found += [(ranks, name, plant) for name, (ranks, _, _, plant) in OTHER_MODELS.items() if plant]
+    return [pytest.param(ranks, name, id=name) for ranks, name, plant in found if (plant is not None) == planted]
 
 
 @pytest.mark.parametrize(("ranks", "name"), parameters(planted=False))
@@ -232,7 +253,9 @@ def test_a_layout_takes_the_step_of_one_rank(report: Any, ranks: int, name: str)
     assert len(report.checks) == 2 * 6 + 2 * (26 + 4 * 21)
 
 
-@pytest.mark.parametrize(("ranks", "name"), [(ranks, name) for name, (ranks, _, _) in OTHER_MODELS.items()])
+@pytest.mark.parametrize(
+    ("ranks", "name"), [(ranks, name) for name, (ranks, _, _, plant) in OTHER_MODELS.items() if not plant]
+)
 def test_models_without_a_part_take_the_step_of_one_rank(report: Any, ranks: int, name: str) -> None:
     wrong = [(check.tensor, check.error) for check in report.worst_first if not check.passed]
     assert not wrong, wrong[:5]
@@ -246,6 +269,15 @@ def test_a_planted_bug_breaks_exactly_what_is_written(report: Any, ranks: int, n
     assert not report.ok
     assert report.must_break
     assert not report.not_as_written, report.not_as_written[:5]
+
+
+def test_a_layout_that_is_not_finite_is_compared_and_wrong_in_everything(reports_of_2: dict[str, Any]) -> None:
+    report = reports_of_2[NOT_FINITE]
+    assert not [check.tensor for check in report.checks if check.passed]
+    errors = {check.tensor: check.error for check in report.checks}
+    assert math.isnan(errors["loss"]) and math.isnan(errors["grad patch_embedding.weight"])
+    # The optimizer moved nothing, where the step of one rank moved everything.
+    assert {error for name, error in errors.items() if name.startswith("update ")} == {1.0}
 
 
 def test_every_known_bug_is_planted() -> None:

@@ -219,6 +219,25 @@ def test_another_layout_replays_it(together: tuple[Path, Any], capsys: pytest.Ca
         assert sorted(path for path in (root / f"bad_{name}").rglob("*")) == before
 
 
+def test_the_micro_batch_that_is_bad_is_named_and_no_other(
+    together: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one rank the bad sample is in a later micro-batch, behind good ones, and before another's backward pass."""
+    root, _ = together
+    (report,) = (root / "bad_latents/replay").glob("*/report.json")
+    with planted("latents"):
+        assert call_main("train", report.with_name("recipe.yaml"), "parallel.data=1", "--replay", report, "--json") == 1
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (sample,) = [one for one in values["samples"] if one["slot"] == SPOILT_SLOT]
+    assert sample["micro_batch"] > 0 and len(values["micro_batches"]) == 1
+    assert values["first"] == values["micro_batches"]
+    assert (values["first"][0]["name"], values["first"][0]["micro_batch"], values["first"][0]["sample_ids"]) == (
+        "input noisy_latents of model",
+        sample["micro_batch"],
+        [sample["sample_id"]],
+    )
+
+
 def test_an_override_cures_it(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights of the loss that float32 cannot hold: no fault is planted, alone, from a checkpoint of just that step."""
     from sama_mega.train.run import train

@@ -166,7 +166,7 @@ class _StageTracer:
         seen = _Seen(weakref.ref(tensor), (name, f"gradient of the {role}"))
         self._seen[id(tensor)] = seen
         self._look(passing, "forward", name, role, tensor, given)
-        if tensor.requires_grad and not passing.found:
+        if tensor.requires_grad:  # also of a pass that went bad: its parameters' gradients must not count as another's
             tensor.register_hook(self._gradient_of(passing, seen))
 
     # --- backward ---------------------------------------------------------------------------------

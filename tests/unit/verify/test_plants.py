@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from sama_mega.parallel import gradients
 from sama_mega.parallel.data_parallel import ParameterBuckets
 from sama_mega.parallel.layout import Layout
 from sama_mega.train import step
-from sama_mega.verify.plants import PLANTS, find_plant
+from sama_mega.verify.plants import PLANTS, Plant, find_plant
 
 PATCHED = (attention, context_attention, sama_dit, gradients, step, ParameterBuckets)
 LAYERS = 4
@@ -25,6 +26,11 @@ def layout_of(sequence: bool = True, **degrees: int) -> Layout:
     world = axes["tensor"] * axes["context"] * axes["pipeline"] * axes["data"]
     stages = tuple([LAYERS // axes["pipeline"]] * axes["pipeline"])
     return Layout(**axes, sequence=sequence and axes["tensor"] > 1, world_size=world, stage_layers=stages)
+
+
+def recipe_of(num_anchors: int = 4) -> Any:
+    """What a plant reads of a recipe."""
+    return SimpleNamespace(model=SimpleNamespace(num_layers=LAYERS), anchor=SimpleNamespace(num_frames=num_anchors))
 
 
 TENSOR, NO_SEQUENCE = layout_of(tensor=2), layout_of(tensor=2, sequence=False)
@@ -89,7 +95,16 @@ def test_an_unknown_plant_names_all_known_ones() -> None:
     ],
 )
 def test_a_plant_says_what_it_must_break(plant: str, check: str, expected: bool) -> None:
-    assert PLANTS[plant].must_break(check, LAYERS) is expected
+    assert PLANTS[plant].must_break(check, recipe_of()) is expected
+
+
+@pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS)
+def test_without_anchors_no_semantic_loss_can_break(plant: Plant) -> None:
+    """It is 0 in the layout and on one rank."""
+    for check in ("semantic_loss", "semantic_loss by sample", "next semantic_loss", "next semantic_loss by sample"):
+        assert not plant.must_break(check, recipe_of(num_anchors=0))
+    for check in ("loss", "next loss", "grad head.head.weight"):
+        assert plant.must_break(check, recipe_of(num_anchors=0)) is plant.must_break(check, recipe_of())
 
 
 @pytest.mark.parametrize("name", PLANTS)

@@ -41,6 +41,12 @@ def test_numbers_that_are_none_fail(value: float) -> None:
     assert not compare("x", torch.tensor([1.0, value]), torch.ones(2), 1e9).passed
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_expectation_that_is_not_finite_says_so(value: float) -> None:
+    check = compare("x", torch.ones(2), torch.tensor([1.0, value]), 1e9)
+    assert (check.tensor, check.passed) == ("x (expected is not finite: it says nothing)", False)
+
+
 def test_another_shape_fails_and_is_named() -> None:
     """Also one that would broadcast."""
     check = compare("head.head.bias", torch.ones(1, 4), torch.ones(4), 1e9)
