@@ -95,6 +95,19 @@ class Media:
         except OSError as error:
             raise self._unreadable(error) from error
 
+    def stamp(self) -> list[int] | None:
+        """Returns the size and the time (in nanoseconds) that its file was last written with.
+
+        None for a URL, which is taken to stay as it is, and where there is no such file.
+        """
+        if self.is_remote:
+            return None
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        return [status.st_size, status.st_mtime_ns]
+
     def stored_bytes(self) -> int | None:
         """Returns its length, None where only reading it would tell.
 

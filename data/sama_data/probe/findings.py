@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -41,20 +40,10 @@ def row_key(row: Mapping[str, Any], folder: Path) -> int:
         folder: What its paths are relative to.
     """
     values: list[Any] = [row[name] for name in KEY_COLUMNS]
-    values += [_stamp(row[side], folder) for side in ("source", "target")]
+    written = [row[side] for side in ("source", "target")]
+    values += [None if path is None else Media.in_folder(folder, path).stamp() for path in written]
     digest = hashlib.blake2b(json.dumps(values).encode(), digest_size=_KEY_BYTES)
     return int.from_bytes(digest.digest(), "big") or 1
-
-
-def _stamp(written: str | None, folder: Path) -> list[int] | None:
-    media = None if written is None else Media.in_folder(folder, written)
-    if media is None or media.is_remote:
-        return None
-    try:
-        status = os.stat(media.path)
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 class Findings:

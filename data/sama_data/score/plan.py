@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sama_data.dataset import Dataset
+from sama_data.media import Media
 from sama_data.names import hash_names
 from sama_data.rows import Kind
 from sama_data.score.asking import Question
@@ -58,8 +60,8 @@ _COLUMNS = (
     "cp_score",
     "mc_score",
 )
-# What tells one question from another.
-_KEY_COLUMNS = _COLUMNS[:8]
+# What tells one question from another, beside its clips.
+_KEY_COLUMNS = _COLUMNS[2:8]
 _BATCH_ROWS = 8_192
 
 
@@ -125,7 +127,7 @@ def make_plan(
     Pairs that are equal in all that the judge sees are asked about once.
 
     Args:
-        dataset: The manifest.
+        dataset: The rows of one manifest.
         settings: How pairs are judged.
         answers: What was answered already.
         rescore: Whether to judge rows too that have all their scores.
@@ -135,9 +137,10 @@ def make_plan(
     keys: list[str | None] = []
     left_alone: Counter[str] = Counter()
     estimate: Counter[str] = Counter()
+    folder = dataset.parts[0].folder.resolve()
     for index, row in enumerate(_records(dataset)):
         reason = _reason_to_leave(row, rescore)
-        keys.append(None if reason else row_key(row))
+        keys.append(None if reason else row_key(row, folder))
         key = keys[-1]
         if reason or key is None:
             left_alone[reason or ""] += 1
@@ -157,9 +160,16 @@ def make_plan(
     return Plan(tuple(questions.values()), tuple(keys), dict(left_alone), Estimate(**estimate), targets)
 
 
-def row_key(row: Mapping[str, Any]) -> str:
-    """Returns a digest of what makes a row's question: its clips as the manifest names them, and its instruction."""
-    values = [row[name] for name in _KEY_COLUMNS]
+def row_key(row: Mapping[str, Any], folder: Path) -> str:
+    """Returns a digest of what makes a row's question: its instruction, its clips, and when those were written.
+
+    Args:
+        row: A row's canonical columns.
+        folder: What its paths are relative to, as a real path: the same names in another folder are other clips.
+    """
+    values: list[Any] = [row[name] for name in _KEY_COLUMNS]
+    for media in (Media.in_folder(folder, row[side]) for side in ("source", "target")):
+        values += [str(media.path), media.stamp()]
     return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 
 from sama_data.manifest import load_manifest
@@ -55,6 +58,32 @@ def test_rows_that_need_no_judge_are_left_alone(write_manifest):
 def test_questions_differ_where_the_judge_sees_a_difference(write_manifest, change):
     keys = plan(write_manifest, VIDEO, VIDEO | change, VIDEO | {"dataset": "x", "fps": 8.0}).keys
     assert keys[0] != keys[1] and keys[0] == keys[2]
+
+
+def test_what_was_written_anew_is_another_question(write_manifest, tmp_path):
+    rows = [VIDEO, {"source": "no.mp4", "target": "s3://bucket/t.mp4", "instruction": "Do."}]
+    first = plan(write_manifest, *rows).keys
+    assert plan(write_manifest, *rows).keys == first
+    for number, side in enumerate(("source", "target"), start=1):
+        clip = tmp_path / VIDEO[side]
+        content = clip.read_bytes()
+        clip.unlink()
+        clip.write_bytes(content + b"0" * number)
+        seen = plan(write_manifest, *rows).keys
+        assert seen[0] != first[0] and seen[1] == first[1]
+        os.utime(clip, ns=(0, 1))
+        first = plan(write_manifest, *rows).keys
+        assert first[0] != seen[0]
+
+
+def test_the_same_names_in_another_folder_are_other_clips(write_manifest, tmp_path):
+    rows = [VIDEO, VIDEO | {side: str(tmp_path / VIDEO[side]) for side in ("source", "target")}]
+    here = plan(write_manifest, *rows).keys
+    assert here[0] == here[1]
+    there = shutil.copytree(tmp_path, tmp_path / "there", symlinks=True)
+    (tmp_path / "link").symlink_to(tmp_path)
+    keys = [make_plan(load_manifest(path / "m.jsonl"), JUDGE, Answers()).keys for path in (there, tmp_path / "link")]
+    assert keys[0][0] != here[0] and keys[0][1] == here[1] and keys[1] == here
 
 
 def test_only_what_was_not_answered_is_asked(write_manifest):
