@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from sama_data.columns import FILE_SCHEMA
 from sama_data.errors import DataError
 from sama_data.manifest_writer import ROWS_PER_GROUP
-from sama_data.rows import KNOWN_COLUMNS, NOT_JSON_FIX, PATH_COLUMNS, is_absent, parse_row
+from sama_data.rows import KNOWN_COLUMNS, NOT_JSON_FIX, NUMBER_COLUMNS, PATH_COLUMNS, is_absent, parse_row
 
 Transform = Callable[[pa.RecordBatch, int], pa.RecordBatch]
 
@@ -206,8 +206,10 @@ def _jsonl_record(line: bytes, place: str) -> dict[str, Any]:
         raise DataError(f"{place}: is not JSON: {error}; {NOT_JSON_FIX}") from error
     if not isinstance(record, dict):
         raise DataError(f"{place}: must be a JSON object, not {type(record).__name__}")
-    parse_row(record, place)
-    return {key: value for key, value in record.items() if not is_absent(value)}
+    row = parse_row(record, place)
+    present = {key: value for key, value in record.items() if not is_absent(value)}
+    # A whole number may be more than Arrow takes for a float.
+    return present | {key: row[key] for key in NUMBER_COLUMNS if key in present}
 
 
 def _folder_between(manifest: Path, out: Path) -> str:

@@ -331,6 +331,13 @@ def test_nan_stands_for_nothing_in_jsonl(tmp_path):
     assert (row.task, row.width, row.fps) == (None, None, None)
 
 
+def test_whole_numbers_of_any_length_are_numbers_in_jsonl(tmp_path):
+    (tmp_path / "m.jsonl").write_text(json.dumps(EDIT | GOOD | {"fps": 10**30, "if_score": 2**64}) + "\n")
+    filter_manifest(tmp_path / "m.jsonl", tmp_path / "out.parquet", Criteria())
+    (row,) = load_manifest(tmp_path / "out.parquet")
+    assert (row.fps, row.if_score) == (1e30, 2.0**64)
+
+
 def test_columns_of_text_may_be_all_nan(tmp_path):
     """As pandas writes them to Parquet."""
     table = pa.table({name: [value] for name, value in (EDIT | GOOD).items()})
