@@ -16,6 +16,7 @@ from rich.table import Table
 
 from sama_data.errors import DataError
 from sama_data.probe.manifest import ProbeReport, probe_manifest
+from sama_data.settings import MOST_TIMEOUT_SECONDS
 from sama_mega.observe.sampling import sampling_progress
 
 _LOG_WIDTH = 120
@@ -36,10 +37,12 @@ def run(manifest: Path, out: Path | None, workers: int | None, timeout_seconds: 
         Exit status 0, also where rows were rejected.
 
     Raises:
-        DataError: The manifest cannot be used, none of its rows can be decoded, or `out` cannot be written.
+        DataError: The timeout is out of range, the manifest cannot be used, none of its rows can be decoded, or `out`
+            cannot be written.
     """
-    if not timeout_seconds > 0:
-        raise DataError(f"--timeout ({timeout_seconds:g}) must be greater than 0")
+    if not 0 < timeout_seconds <= MOST_TIMEOUT_SECONDS:
+        rule = f"must be greater than 0 and at most {MOST_TIMEOUT_SECONDS:g}, a day"
+        raise DataError(f"--timeout ({timeout_seconds:g}) {rule}")
     started = time.monotonic()
     with ExitStack() as shown:
 

@@ -65,6 +65,8 @@ def test_what_was_found_is_shown_and_told(tmp_path: Path, capsys: pytest.Capture
         (["m.jsonl", "--out", "m.csv"], "--out (m.csv) must end in .parquet"),
         (["m.jsonl", "--timeout", "0"], "--timeout (0) must be greater than 0"),
         (["m.jsonl", "--timeout", "nan"], "--timeout (nan) must be greater than 0"),
+        (["m.jsonl", "--timeout", "inf"], "--timeout (inf) must be greater than 0 and at most 86400, a day"),
+        (["m.jsonl", "--timeout", "86401"], "--timeout (86401) must be greater than 0 and at most 86400, a day"),
     ],
 )
 def test_what_is_wrong_is_one_line(
