@@ -74,7 +74,7 @@ def _checked(
     rows: Iterable[Row | Mapping[str, Any]], places: Places
 ) -> Iterator[tuple[list[dict[str, Any]], pa.RecordBatch]]:
     """Yields rows as they were given and as canonical batches."""
-    folder, start, remaining = places.manifest.parent, 0, iter(rows)
+    folder, start, remaining = os.path.realpath(places.manifest.parent), 0, iter(rows)
     while given := list(islice(remaining, ROWS_PER_GROUP)):
         records = [_record_of(row, folder) if isinstance(row, Row) else dict(row) for row in given]
         yield records, check_batch(records, places, start)
@@ -117,7 +117,7 @@ def _removed(path: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _record_of(row: Row, folder: Path) -> dict[str, Any]:
+def _record_of(row: Row, folder: str) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for side, media in (("source", row.source), ("target" if row.is_edit else row.kind, row.target)):
         if media is not None:
@@ -133,7 +133,11 @@ def _record_of(row: Row, folder: Path) -> dict[str, Any]:
     return record
 
 
-def _relative(media: Media, folder: Path) -> str:
-    if media.is_remote:
-        return str(media.path)
-    return Path(os.path.relpath(media.path, folder)).as_posix()
+def _relative(media: Media, folder: str) -> str:
+    """A path as a manifest in a real folder writes it: `..` leaves the folder that a link leads to."""
+    path = media.path
+    if isinstance(path, str):
+        return path
+    if ".." in path.parts:
+        path = Path(os.path.realpath(path.parent), path.name)
+    return Path(os.path.relpath(path, folder)).as_posix()

@@ -391,6 +391,20 @@ def test_rows_survive_every_form(tmp_path_factory, rows):
     assert same_rows(first, load_manifest(folder / "deep" / "m.jsonl"))
 
 
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_paths_hold_behind_links(tmp_path, write):
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "c.mp4").write_text("a clip")
+    (tmp_path / "link").symlink_to("real/deep")
+    write_lines(tmp_path / "m.jsonl", RAW)
+    write(load_manifest(tmp_path / "m.jsonl"), tmp_path / "link" / "m")
+    write(load_manifest(tmp_path / "link" / "m"), tmp_path / "again")  # its paths lead through the link and back
+    for place in ("link/m", "real/deep/m", "again"):
+        (row,) = load_manifest(tmp_path / place)
+        assert row.target.read() == b"a clip", place
+
+
 def test_parquet_keeps_names_and_kinds_and_only_columns_that_are_used(tmp_path):
     rows = [RAW, RAW, EDIT | {"width": 5.0}, RAW | {"rejected": "is damaged"}]
     write_parquet(rows, tmp_path / "m.parquet")
