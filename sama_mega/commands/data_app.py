@@ -286,7 +286,10 @@ def data_preview(
     out: Annotated[Path, typer.Option(metavar="SHEET", help="The sheet to write, .png or .html.")],
     overrides: OverridesArgument = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples to show: half images, half videos.")] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of order and perturbations.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of order and perturbations (default: the recipe's; for a manifest 0)."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw a sheet of what training will see: sources as perturbed, targets, prompts, buckets."""

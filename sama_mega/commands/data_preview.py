@@ -26,7 +26,7 @@ _SHEET_SUFFIXES = (".png", ".html")
 
 
 def run(
-    subject: str | Path, overrides: Sequence[str], out: Path, num_samples: int, seed: int, as_json: bool = False
+    subject: str | Path, overrides: Sequence[str], out: Path, num_samples: int, seed: int | None, as_json: bool = False
 ) -> int:
     """Draw samples as training would and write them as a sheet.
 
@@ -35,7 +35,7 @@ def run(
         overrides: `section.key=value` items of a recipe.
         out: The sheet, `.png` or `.html`; replaced whole. Bad clips are recorded beside it.
         num_samples: Samples to show.
-        seed: Of order and perturbations.
+        seed: Of order and perturbations; None takes the recipe's, for a manifest 0.
         as_json: Whether the last line of stdout is one JSON object.
 
     Returns:
@@ -48,9 +48,11 @@ def run(
     if out.suffix.lower() not in _SHEET_SUFFIXES:
         raise ConfigError(f"--out {out} must end in {' or '.join(_SHEET_SUFFIXES)}")
     dataset, settings = _open(Path(subject), overrides)
+    if seed is not None:
+        settings = replace(settings, seed=seed)
     quarantine = out.with_suffix(".quarantine.jsonl")
-    cards, replaced = _draw(dataset, replace(settings, seed=seed), num_samples, quarantine)
-    title = f"{subject}: {len(cards)} samples as training will see them, seed {seed}"
+    cards, replaced = _draw(dataset, settings, num_samples, quarantine)
+    title = f"{subject}: {len(cards)} samples as training will see them, seed {settings.seed}"
     is_html = out.suffix.lower() == ".html"
     _write(out, html_sheet(cards, title).encode() if is_html else png_sheet(cards, title))
     for line in replaced:

@@ -72,6 +72,17 @@ def test_a_seed_is_a_sheet_of_its_own(capsys, world, tmp_path):
     assert sheets[0] == sheets[1] != sheets[2]
 
 
+def test_a_recipes_seed_is_the_sheets_unless_another_is_given(capsys, world, tmp_path):
+    sheets = []
+    for name, given in (("a", ["train.seed=5"]), ("b", ["--seed", 5]), ("c", ["train.seed=5", "--seed", 0]), ("d", [])):
+        out = tmp_path / f"{name}.html"
+        recipe = [RECIPE, f"data.manifest={world}/raw.jsonl", "--samples", 2]
+        assert run(capsys, *recipe, *given, "--out", out)[0] == 0
+        sheets.append(out.read_text())
+    assert sheets[0] == sheets[1] != sheets[2] == sheets[3]
+    assert "seed 5" in sheets[0] and "seed 0" in sheets[3]
+
+
 def test_bad_clips_are_told(capsys, world, tmp_path):
     rows = [{"image": str(world / name), "caption": "x"} for name in ("gone.png", "no.png")]
     Image.new("RGB", (32, 32)).save(tmp_path / "good.png")
