@@ -119,7 +119,7 @@ def ask_about_edits(
     def make_sheet(question: Question) -> Sheet:
         pair = pairs[question.index]
         clip = pair.clip
-        _require_same_rate(clip.path, pair.edit)
+        _require_same_moments(clip.path, pair.edit)
         row = Row(question.index, clip.name, "video", Media(clip.path), Media(pair.edit), clip.instruction)
         exhibit = make_exhibit(row, judge)
         category = suite.category(clip.category)
@@ -148,8 +148,14 @@ def _content(path: Path) -> bytes:
         return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=32)).digest()
 
 
-def _require_same_rate(source: Path, edit: Path) -> None:
-    """Raises ClipError where frames of one number are not of one moment; a file that tells no rate passes."""
+def _require_same_moments(source: Path, edit: Path) -> None:
+    """Raises ClipError where frames of one number are not of one moment.
+
+    As many frames are an edit of each, at whatever rate they were written; a file that tells no rate passes.
+    """
+    lengths = [_outline(path)[1] for path in (source, edit)]
+    if lengths[0] is not None and lengths[0] == lengths[1]:
+        return
     theirs, own = (decode_frames(path, max_frames=1).fps for path in (source, edit))
     if theirs and own and abs(own - theirs) > _RATE_SLACK * theirs:
         raise ClipError(
