@@ -13,17 +13,21 @@ say "$(date '+%F %T'): $* on $SLURM_JOB_NUM_NODES nodes (${SLURM_JOB_NODELIST:-?
 # --- signals ---------------------------------------------------------------------------------------------------------
 # USR1 (#SBATCH --signal=B:USR1@SECONDS: the time limit is near; a preemption may send it too): the ranks save at their
 # next step and the job starts again. It is sent again until the ranks have ended: one that is not listening yet would
-# miss it, and one that has heard it does not mind. TERM comes with scancel, to the ranks as well.
-must_stop='' cancelled='' ranks='' passing_on=''
+# miss it, and one that has heard it does not mind. Not in their first seconds: a shell that has just begun, and does not
+# ignore it yet, would die of it. TERM comes with scancel, to the ranks as well.
+must_stop='' cancelled='' ranks='' ranks_began='' passing_on=''
 trap 'must_stop=1; pass_on' USR1
 trap 'cancelled=1' TERM
 pass_on() {
   [[ -n $must_stop && -n $ranks && -z $passing_on ]] || return 0
   say "told to stop: the ranks save at their next step"
-  while kill -0 "$ranks" 2>/dev/null; do
-    scancel --signal=USR1 "$SLURM_JOB_ID.0" 2>/dev/null
-    sleep 5
-  done &
+  {
+    ((SECONDS - ranks_began >= 3)) || sleep 3
+    while kill -0 "$ranks" 2>/dev/null; do
+      scancel --signal=USR1 "$SLURM_JOB_ID.0" 2>/dev/null
+      sleep 5
+    done
+  } &
   passing_on=$!
 }
 
@@ -52,7 +56,7 @@ source "$folder/ranks.sh"
 
 # --- the ranks -------------------------------------------------------------------------------------------------------
 "${srun_ranks[@]}" bash "$folder/entrypoint.sh" "$@" &
-ranks=$!
+ranks=$! ranks_began=$SECONDS
 pass_on
 give_up_when_alone &
 watching=$!

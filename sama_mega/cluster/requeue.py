@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,8 @@ WRONG_INPUT = 2
 REQUEUE_SIGNAL = "SIGUSR1"
 """What a time limit or a preemption sends before it ends the job; anything else that stops a run is meant to, unless
 Slurm says that it preempts the job: with a grace time, it sends TERM."""
+DIED_OF_REQUEUE_SIGNAL = 128 + signal.Signals[REQUEUE_SIGNAL]
+"""Exit status of ranks that were sent it before they could listen."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,11 @@ def _judge_a_start_without_life(
     told = f"the run did not begin (status {status})"
     if preempted:
         return Verdict("requeue", f"{told}: Slurm takes the nodes for another job")
-    in_vain = restarts - ours[-1].restarts if ours else 0
+    in_vain = restarts - (ours[-1].restarts if ours else 0)
     if in_vain < 0:
         return Verdict("stop", "Slurm has started the job again already")
+    if status == DIED_OF_REQUEUE_SIGNAL and in_vain < limit:
+        return Verdict("requeue", f"{told}: told to stop before its ranks could listen")
     if not ours or status == WRONG_INPUT or in_vain + lives_without_progress(ours, newest_step) >= limit:
         return Verdict("stop", f"{told}: the reason is above; it is not started again")
     return Verdict("requeue", f"{told}: the reason is above; it is tried again from step {newest_step}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +71,11 @@ def test_a_preempted_job_starts_again_whatever_signal_said_so() -> None:
 def test_a_job_without_a_life_stops(lives: list[LifeRecord]) -> None:
     verdict = judge(lives, 0, JOB, 0, 2)
     assert verdict.decision == "stop" and "the run did not begin (status 2)" in verdict.message
+
+
+@pytest.mark.parametrize(("restarts", "decision"), [(0, "requeue"), (2, "requeue"), (3, "stop")])
+def test_ranks_that_died_of_the_notice_start_again(restarts: int, decision: str) -> None:
+    assert judge([], 0, JOB, restarts, 128 + signal.SIGUSR1).decision == decision
 
 
 @pytest.mark.parametrize(
