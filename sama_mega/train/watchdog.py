@@ -15,6 +15,8 @@ from typing import TextIO
 
 GRACE_SECONDS = 10.0
 """How long a rank waits for the stacks of the others before it ends: they hang for the same reason, and as long."""
+HEAD_START_SECONDS = 1.0
+"""How much later the other ranks end than the lowest: else it would lose touch with them before it has said why."""
 HUNG_STATUS = 1
 """Exit status of a rank that the watchdog ended."""
 _POLL_SECONDS = 0.1
@@ -97,6 +99,8 @@ class Watchdog:
                 f" {self._timeout_seconds:g}): the stacks of {len(written)} of {self._num_ranks} ranks are in"
                 f" {own.parent}{_without_stacks(missing)}"
             )
+        else:
+            time.sleep(HEAD_START_SECONDS)
 
     def _write_stacks(self, path: Path, silent_seconds: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
